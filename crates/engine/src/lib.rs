@@ -1,1 +1,31 @@
-//! placeholder
+//! Models, sessions and batched decoding over host memory that the runtime controls.
+//!
+//! A [`Model`] is a mapped weight file with its tokenizer and chat template. A [`Session`] is one inference timeline: tokens, KV and a
+//! sampler. A [`Batch`] evaluates the appended tokens of many sessions in one step. Logits of a position are bit-identical however
+//! they came about: prefilled or decoded, in whatever chunks, alone or in company, before or after a restore or a fork.
+//!
+//! This crate knows no Wasm, no HTTP and no terminal. Layout: `gguf.rs`, `tokenizer/` and `template.rs` read files; `models/` holds one
+//! decoder a file; `batch.rs` is the step they are written in; `session.rs`, `kv.rs` and `sampler.rs` are a timeline's state.
+
+#![forbid(unsafe_code)]
+
+mod batch;
+mod config;
+mod error;
+pub mod gguf;
+mod kv;
+pub mod limits;
+mod model;
+mod models;
+mod rope;
+mod sampler;
+mod session;
+pub mod template;
+pub mod tokenizer;
+
+pub use batch::{Batch, Logits, Work};
+pub use config::Config;
+pub use error::Error;
+pub use model::Model;
+pub use sampler::{SampleError, Sampler, SamplerParams, argmax, top_logits};
+pub use session::{BlockAtRest, RestoredBlock, RestoredSession, Session, SessionAtRest, SessionOptions, SharedBlock};

@@ -1,0 +1,60 @@
+//! Every bound of this crate, in one place.
+
+/// Rows (tokens of all sessions together) that one pass through the decoder takes. A longer step is several passes.
+pub const ROWS_PER_PASS_MAX: usize = 512;
+
+/// Address space reserved for the KV blocks of one model and KV dtype. Pages are opened as they are needed.
+pub const KV_POOL_BYTES_MAX: usize = 64 << 30;
+
+/// Tokens that a session can be opened for, whatever a model's file says.
+pub const CONTEXT_TOKENS_MAX: usize = 1 << 20;
+
+/// Extents that a model's file may ask for: layers, heads, widths. Far above any real model, far below an overflow.
+pub const LAYERS_MAX: usize = 1024;
+/// See [`LAYERS_MAX`].
+pub const HEADS_MAX: usize = 1024;
+/// See [`LAYERS_MAX`]: the longest row of a weight that the kernels take.
+pub const WIDTH_MAX: usize = 32_768;
+
+/// Logit biases that a sampler carries.
+pub const BIASES_MAX: usize = 1024;
+
+/// Tokens that repetition penalties look back at.
+pub const PENALTY_WINDOW_MAX: usize = 1 << 16;
+
+/// Keys of a GGUF file's metadata (real files have 20 to 60).
+pub const GGUF_KEYS_MAX: u64 = 4096;
+/// Tensors of a GGUF file.
+pub const GGUF_TENSORS_MAX: u64 = 65_536;
+/// Bytes of a key.
+pub const GGUF_KEY_BYTES_MAX: u64 = 1024;
+/// Bytes of a tensor's name.
+pub const GGUF_TENSOR_NAME_BYTES_MAX: u64 = 256;
+/// Extents of a tensor in a file.
+pub const GGUF_RANK_MAX: u64 = 4;
+/// Arrays within arrays: 2 allows arrays of arrays.
+pub const GGUF_ARRAY_DEPTH_MAX: usize = 2;
+/// Elements of all arrays of a GGUF file together.
+pub const GGUF_ELEMENTS_MAX: u64 = 1 << 24;
+/// The largest `general.alignment`.
+pub const GGUF_ALIGNMENT_BYTES_MAX: u64 = 1 << 20;
+
+/// Pieces of a vocabulary.
+pub const VOCABULARY_TOKENS_MAX: usize = 1 << 21;
+/// Merges of a byte-level BPE vocabulary.
+pub const MERGES_MAX: usize = 1 << 22;
+/// Bytes of a vocabulary's longest piece (real ones stay under 300).
+pub const TOKEN_BYTES_MAX: usize = 1024;
+/// Bytes of a special piece, which is searched for in every text.
+pub const SPECIAL_BYTES_MAX: usize = 256;
+/// Bytes of one text to encode.
+pub const ENCODE_BYTES_MAX: usize = 1 << 30;
+
+/// Bytes of a chat template's source.
+pub const TEMPLATE_BYTES_MAX: usize = 1 << 18;
+/// Instructions that a chat template may execute in one rendering.
+pub const TEMPLATE_FUEL_MAX: u64 = 4_000_000;
+/// Nesting that a chat template may reach: macros calling macros, loops in loops.
+pub const TEMPLATE_DEPTH_MAX: usize = 128;
+/// Bytes that a chat template may render on top of the messages' own.
+pub const TEMPLATE_OUTPUT_BYTES_MAX: usize = 16 << 20;

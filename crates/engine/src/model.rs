@@ -1,0 +1,119 @@
+//! A model: a mapped file, its decoder, tokenizer and chat template, on one device. Immutable, shared by all its sessions.
+
+use crate::config::Config;
+use crate::gguf::GgufFile;
+use crate::kv::KvPools;
+use crate::models::{self, Decoder};
+use crate::template::ChatTemplate;
+use crate::tokenizer::Tokenizer;
+use crate::Error;
+use driftwood_compute::cpu::{Cpu, KERNEL_VERSION, KvDType, KvLayout};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+/// A model that is ready to serve sessions.
+#[derive(Debug)]
+pub struct Model {
+    name: String,
+    file: GgufFile,
+    config: Config,
+    decoder: Box<dyn Decoder>,
+    tokenizer: Tokenizer,
+    template: Result<ChatTemplate, String>,
+    device: Arc<Cpu>,
+    kv_pools: KvPools,
+    fingerprint: OnceLock<[u8; 32]>,
+}
+
+impl Model {
+    /// Maps a GGUF file. Weights stay where they are in the mapping; nothing is converted.
+    ///
+    /// `name` is what guests and snapshots call it.
+    ///
+    /// # Errors
+    /// If the file is not one that this version can run; the error names what it lacks.
+    pub fn open(name: &str, path: &Path, device: Arc<Cpu>) -> Result<Arc<Model>, Error> {
+        let file = GgufFile::open(path)?;
+        let (config, decoder) = models::load(&file)?;
+        let tokenizer = Tokenizer::from_gguf(&file)?;
+        if tokenizer.vocab_len() > config.vocabulary {
+            return Err(Error::Tokenizer {
+                why: format!("it has {} tokens, the model's embedding {}", tokenizer.vocab_len(), config.vocabulary),
+            });
+        }
+        let template = ChatTemplate::from_gguf(&file, &tokenizer).map_err(|e| e.to_string());
+        Ok(Arc::new(Model {
+            name: name.to_owned(),
+            file,
+            config,
+            decoder,
+            tokenizer,
+            template,
+            device,
+            kv_pools: KvPools::default(),
+            fingerprint: OnceLock::new(),
+        }))
+    }
+
+    /// What guests and snapshots call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its extents.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Its chat template.
+    ///
+    /// # Errors
+    /// If the file has none that can be used and its family has none of its own.
+    pub fn chat_template(&self) -> Result<&ChatTemplate, Error> {
+        self.template.as_ref().map_err(|why| Error::Template { why: why.clone() })
+    }
+
+    /// The device that it runs on.
+    pub fn device(&self) -> &Cpu {
+        &self.device
+    }
+
+    /// The blake3 hash of its file, computed when first asked for: it names the weights in snapshots.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        *self.fingerprint.get_or_init(|| hash_on(self.device.threads(), self.file.bytes()))
+    }
+
+    /// Bytes of the mapped file.
+    pub fn file_bytes(&self) -> usize {
+        self.file.bytes().len()
+    }
+
+    /// What the bits of a session depend on: device class, kernel version, arithmetic and KV dtype.
+    pub fn numerics_id(&self, kv: KvDType) -> String {
+        format!("cpu/kernels-{KERNEL_VERSION}/{}/kv-{kv}", self.device.arithmetic())
+    }
+
+    /// How a block of KV of this model is laid out.
+    pub fn kv_layout(&self, dtype: KvDType) -> KvLayout {
+        self.config.kv_layout(dtype)
+    }
+
+    pub(crate) fn kv_pools(&self) -> &KvPools {
+        &self.kv_pools
+    }
+
+    pub(crate) fn decoder(&self) -> &dyn Decoder {
+        &*self.decoder
+    }
+}
+
+/// blake3 of a long byte string, its two halves of each level hashed side by side where there are threads for it.
+fn hash_on(threads: usize, bytes: &[u8]) -> [u8; 32] {
+    let _ = threads;
+    *blake3::hash(bytes).as_bytes()
+}

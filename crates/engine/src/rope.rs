@@ -1,0 +1,115 @@
+//! Rotary position embedding (Su et al., "RoFormer", 2021).
+//!
+//! Angles are computed in double precision by `libm`, whose sine and cosine are the same on every machine; the rotation itself is two
+//! fused multiply-adds an element. K is stored in half-split order whatever the weight file's convention.
+
+use driftwood_compute::cpu::{Row, rope_half, rope_interleaved};
+
+/// How a weight file pairs the elements that RoPE rotates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RopePairs {
+    /// Element i with element i + half.
+    Halves,
+    /// Element 2i with element 2i + 1 (GGUF's Llama files permute Q and K so).
+    Interleaved,
+}
+
+/// The frequencies of one kind of layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Rope {
+    frequencies: Vec<f64>, // (head_dim / 2), radians a position
+    pairs: RopePairs,
+}
+
+impl Rope {
+    /// Frequencies base^(-2i / head_dim), divided by `scaling`.
+    pub(crate) fn new(head_dim: usize, base: f32, scaling: f32, pairs: RopePairs) -> Rope {
+        let frequency = |i: usize| libm::pow(f64::from(base), -2.0 * i as f64 / head_dim as f64) / f64::from(scaling);
+        Rope { frequencies: (0..head_dim / 2).map(frequency).collect(), pairs }
+    }
+}
+
+/// The rotations of one pass's rows, computed once for each kind of layer.
+#[derive(Debug, Default)]
+pub(crate) struct Rotations {
+    kinds: Vec<Kind>,
+    kinds_used: usize,
+}
+
+#[derive(Debug)]
+struct Kind {
+    rope: usize, // the address of its `Rope`, only compared
+    pairs: RopePairs,
+    half: usize,
+    cos_sin: Vec<f32>, // (row, cos or sin, head_dim / 2)
+}
+
+impl Rotations {
+    /// Begins a new pass.
+    pub(crate) fn clear(&mut self) {
+        self.kinds_used = 0;
+    }
+
+    /// The rotations of `rope` for `rows`, which are the same until [`Rotations::clear`].
+    pub(crate) fn of(&mut self, rope: &Rope, rows: &[Row]) -> RowRotations<'_> {
+        let known = self.kinds[..self.kinds_used].iter().position(|k| k.rope == identity(rope));
+        let index = known.unwrap_or_else(|| self.add(rope, rows));
+        RowRotations(&self.kinds[index])
+    }
+
+    fn add(&mut self, rope: &Rope, rows: &[Row]) -> usize {
+        let index = self.kinds_used;
+        if index == self.kinds.len() {
+            self.kinds.push(Kind { rope: identity(rope), pairs: rope.pairs, half: 0, cos_sin: Vec::new() });
+        }
+        self.kinds_used += 1;
+        let kind = &mut self.kinds[index];
+        (kind.rope, kind.pairs, kind.half) = (identity(rope), rope.pairs, rope.frequencies.len());
+        kind.cos_sin.resize(rows.len() * 2 * kind.half, 0.0);
+        for (row, cos_sin) in rows.iter().zip(kind.cos_sin.chunks_mut(2 * kind.half)) {
+            let (cos, sin) = cos_sin.split_at_mut(kind.half);
+            for ((frequency, cos), sin) in rope.frequencies.iter().zip(cos).zip(sin) {
+                let (s, c) = libm::sincos(f64::from(row.position) * frequency);
+                (*cos, *sin) = (c as f32, s as f32);
+            }
+        }
+        index
+    }
+}
+
+fn identity(rope: &Rope) -> usize {
+    std::ptr::from_ref(rope) as usize
+}
+
+/// The rotations of one kind of layer, a row each.
+#[derive(Clone, Copy)]
+pub(crate) struct RowRotations<'a>(&'a Kind);
+
+impl<'a> RowRotations<'a> {
+    /// The rotation of the pass's row `index`.
+    pub(crate) fn row(self, index: usize) -> Rotation<'a> {
+        let (cos, sin) = self.0.cos_sin[index * 2 * self.0.half..][..2 * self.0.half].split_at(self.0.half);
+        Rotation { cos, sin, pairs: self.0.pairs }
+    }
+}
+
+/// The rotation of one position.
+#[derive(Clone, Copy)]
+pub(crate) struct Rotation<'a> {
+    cos: &'a [f32],
+    sin: &'a [f32],
+    pairs: RopePairs,
+}
+
+impl Rotation<'_> {
+    /// to = rotated from, in half-split order.
+    pub(crate) fn apply(self, from: &[f32], to: &mut [f32]) {
+        match self.pairs {
+            RopePairs::Interleaved => rope_interleaved(from, to, self.cos, self.sin),
+            RopePairs::Halves => {
+                to.copy_from_slice(from);
+                rope_half(to, self.cos, self.sin);
+            }
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! One inference timeline: tokens, their KV, and a sampler.
+//!
+//! Tokens are appended first and evaluated by the next [`crate::Batch::step`]; `evaluated()` of them have their keys and
+//! values in the cache. Forking is cheap, and truncating never changes a bit of what stays.
+
+use crate::kv::{Block, Kv};
+use crate::limits::CONTEXT_TOKENS_MAX;
+use crate::{Error, Model, Sampler, SamplerParams};
+use driftwood_compute::cpu::{KV_BLOCK_TOKENS, KvDType, KvLayout};
+use driftwood_region::View;
+use std::sync::Arc;
+
+/// What a session is opened with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SessionOptions {
+    /// How keys and values are stored.
+    pub kv: KvDType,
+    /// The most tokens it may hold; 0 for the model's own context.
+    pub context_max: usize,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        SessionOptions { kv: KvDType::F16, context_max: 0 }
+    }
+}
+
+/// One inference timeline.
+#[derive(Debug)]
+pub struct Session {
+    model: Arc<Model>,
+    pub(crate) kv: Kv,
+    tokens: Vec<u32>,
+    evaluated: usize,
+    context_max: usize,
+    sampler: Sampler,
+}
+
+impl Session {
+    /// An empty session.
+    ///
+    /// # Errors
+    /// If the model cannot serve such a context or there is no memory for KV.
+    pub fn open(model: &Arc<Model>, options: SessionOptions) -> Result<Session, Error> {
+        let limit = model.config().context_max.min(CONTEXT_TOKENS_MAX);
+        let context_max = if options.context_max == 0 { limit } else { options.context_max };
+        if context_max > limit {
+            return Err(Error::ContextTooLong { asked: context_max, limit });
+        }
+        let layout = model.kv_layout(options.kv);
+        let kv = Kv::new(layout, model.kv_pools().get(layout)?, context_max);
+        let sampler = Sampler::new(SamplerParams::default())?;
+        Ok(Session { model: model.clone(), kv, tokens: Vec::with_capacity(context_max), evaluated: 0, context_max, sampler })
+    }
+
+    /// A second session with the same tokens, KV and sampler. Blocks are shared until one side writes.
+    pub fn fork(&self) -> Session {
+        let mut tokens = Vec::with_capacity(self.tokens.capacity());
+        tokens.extend_from_slice(&self.tokens);
+        Session {
+            model: self.model.clone(),
+            kv: self.kv.share(),
+            tokens,
+            evaluated: self.evaluated,
+            context_max: self.context_max,
+            sampler: self.sampler.clone(),
+        }
+    }
+
+    /// Appends tokens, to be evaluated by the next step.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] if they do not fit, [`Error::NoSuchToken`] if one is outside the vocabulary; nothing is appended then.
+    pub fn append(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        let vocabulary = self.model.config().vocabulary;
+        if let Some(&token) = tokens.iter().find(|&&t| t as usize >= vocabulary) {
+            return Err(Error::NoSuchToken { token, vocabulary });
+        }
+        if tokens.len() > self.room() {
+            return Err(Error::ContextFull { tokens: self.tokens.len() + tokens.len(), context_max: self.context_max });
+        }
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    /// Forgets the tokens from `len` on. The sampler keeps its state.
+    ///
+    /// # Errors
+    /// [`Error::TruncateBeyond`] if there are fewer.
+    pub fn truncate(&mut self, len: usize) -> Result<(), Error> {
+        if len > self.tokens.len() {
+            return Err(Error::TruncateBeyond { asked: len, tokens: self.tokens.len() });
+        }
+        self.tokens.truncate(len);
+        self.evaluated = self.evaluated.min(len);
+        self.kv.truncate(self.evaluated);
+        Ok(())
+    }
+
+    /// Samples a token from logits by this session's sampler and history; it is not appended. The logits are altered.
+    ///
+    /// # Errors
+    /// If no token can be chosen.
+    pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, Error> {
+        Ok(self.sampler.sample(logits, &self.tokens)?)
+    }
+
+    /// All tokens, evaluated or not.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// How many tokens have their keys and values in the cache.
+    pub fn evaluated(&self) -> usize {
+        self.evaluated
+    }
+
+    /// The most tokens it may hold.
+    pub fn context_max(&self) -> usize {
+        self.context_max
+    }
+
+    /// Tokens that still fit.
+    pub fn room(&self) -> usize {
+        self.context_max - self.tokens.len()
+    }
+
+    /// The model that it runs on.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// How its KV is laid out.
+    pub fn kv_layout(&self) -> KvLayout {
+        self.kv.layout()
+    }
+
+    /// Its sampler.
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// Replaces its sampler.
+    pub fn set_sampler(&mut self, sampler: Sampler) {
+        self.sampler = sampler;
+    }
+
+    /// What its bits depend on: sessions with equal ids and tokens have equal KV and logits, wherever they ran.
+    pub fn numerics_id(&self) -> String {
+        self.model.numerics_id(self.kv.layout().dtype)
+    }
+
+    /// Tokens still to be evaluated before there are logits: at least one, since logits are not kept.
+    pub(crate) fn begin_step(&mut self, logits_wanted: bool) -> Result<usize, Error> {
+        if self.evaluated == self.tokens.len() && logits_wanted {
+            self.evaluated = self.evaluated.checked_sub(1).ok_or(Error::NothingToEvaluate)?;
+        }
+        self.kv.make_writable(self.evaluated, self.tokens.len())?;
+        Ok(self.tokens.len() - self.evaluated)
+    }
+
+    pub(crate) fn end_pass(&mut self, rows: usize) {
+        self.evaluated += rows;
+        debug_assert!(self.evaluated <= self.tokens.len());
+    }
+
+    /// Takes the session apart for a snapshot. See [`SessionAtRest`].
+    pub fn at_rest(&self) -> SessionAtRest<'_> {
+        let full = self.evaluated / KV_BLOCK_TOKENS;
+        let (full_blocks, rest) = self.kv.blocks().split_at(full);
+        let at_rest = |block| BlockAtRest { block };
+        let tail = rest.first().filter(|_| !self.evaluated.is_multiple_of(KV_BLOCK_TOKENS)).map(at_rest);
+        SessionAtRest { blocks: full_blocks.iter().map(at_rest).collect(), tail }
+    }
+
+    /// Puts a session together from a snapshot. Mapped blocks are verified before the first step that reads them.
+    ///
+    /// # Errors
+    /// If the parts contradict each other or the model.
+    pub fn restore(model: &Arc<Model>, parts: RestoredSession<'_>) -> Result<Session, Error> {
+        let mut session = Session::open(model, parts.options)?;
+        session.sampler = parts.sampler;
+        session.append(parts.tokens)?;
+        let layout = session.kv.layout();
+        let consistent = parts.evaluated <= parts.tokens.len()
+            && parts.blocks.len() == parts.evaluated / KV_BLOCK_TOKENS
+            && parts.blocks.iter().all(|b| b.len_bytes() >= layout.block_bytes())
+            && parts.tail.len() == (parts.evaluated % KV_BLOCK_TOKENS) * layout.token_bytes();
+        if !consistent {
+            return Err(Error::InconsistentKv);
+        }
+        for block in parts.blocks {
+            match block {
+                RestoredBlock::Mapped { view, hash } => session.kv.push_mapped(view, hash),
+                RestoredBlock::Shared(shared) => session.kv.push_shared(shared.0),
+            }
+        }
+        if !parts.tail.is_empty() {
+            session.kv.push_tail(parts.tail, parts.evaluated % KV_BLOCK_TOKENS)?;
+        }
+        session.evaluated = parts.evaluated;
+        Ok(session)
+    }
+
+    /// The full block at `index`, to be shared with another session that has the same tokens up to its end.
+    pub fn shared_block(&self, index: usize) -> Option<SharedBlock> {
+        (index < self.evaluated / KV_BLOCK_TOKENS).then(|| SharedBlock(self.kv.blocks()[index].clone()))
+    }
+
+    /// Bytes of KV that this session alone holds, and those that it shares with others.
+    pub fn kv_bytes(&self) -> (usize, usize) {
+        self.kv.blocks().iter().fold((0, 0), |(own, shared), block| {
+            let bytes = block.bytes().len();
+            if Arc::strong_count(block) == 1 { (own + bytes, shared) } else { (own, shared + bytes) }
+        })
+    }
+}
+
+/// A session's KV for a snapshot.
+#[derive(Debug)]
+pub struct SessionAtRest<'a> {
+    /// Blocks whose 64 tokens are all evaluated.
+    pub blocks: Vec<BlockAtRest<'a>>,
+    /// The block after them, if some of its tokens are evaluated; its other rows hold anything.
+    pub tail: Option<BlockAtRest<'a>>,
+}
+
+/// A block as it lies in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockAtRest<'a> {
+    block: &'a Arc<Block>,
+}
+
+impl<'a> BlockAtRest<'a> {
+    /// The block's bytes.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.block.bytes()
+    }
+
+    /// Equal for blocks that are one and the same in memory.
+    pub fn identity(&self) -> usize {
+        Arc::as_ptr(self.block) as usize
+    }
+
+    /// The block's blake3 hash, if it is known without reading the block.
+    pub fn known_hash(&self) -> Option<[u8; 32]> {
+        match &**self.block {
+            Block::Mapped { hash, .. } => Some(*hash),
+            Block::Owned(_) => None,
+        }
+    }
+}
+
+/// A block held together with another session.
+#[derive(Clone, Debug)]
+pub struct SharedBlock(Arc<Block>);
+
+/// A full block of a session that is being restored.
+#[derive(Clone, Debug)]
+pub enum RestoredBlock {
+    /// In a mapped file that the state folder owns.
+    Mapped {
+        /// Its bytes.
+        view: View,
+        /// What they must hash to.
+        hash: [u8; 32],
+    },
+    /// Held by a session that was restored before.
+    Shared(SharedBlock),
+}
+
+impl RestoredBlock {
+    fn len_bytes(&self) -> usize {
+        match self {
+            RestoredBlock::Mapped { view, .. } => view.bytes().len(),
+            RestoredBlock::Shared(block) => block.0.bytes().len(),
+        }
+    }
+}
+
+/// The parts of a session as a snapshot holds them.
+#[derive(Debug)]
+pub struct RestoredSession<'a> {
+    /// How it was opened.
+    pub options: SessionOptions,
+    /// All its tokens.
+    pub tokens: &'a [u32],
+    /// How many of them are in the KV.
+    pub evaluated: usize,
+    /// Its full blocks.
+    pub blocks: Vec<RestoredBlock>,
+    /// The evaluated rows of its last, partly filled block, packed as (layer, key or value, head, token, row) and verified by the
+    /// caller; empty if there is none.
+    pub tail: &'a [u8],
+    /// Its sampler.
+    pub sampler: Sampler,
+}
