@@ -46,7 +46,7 @@ mod state;
 pub use compute::{MatmulShape, matmul};
 pub use error::{Code, Error, Result};
 pub use message::{Level, log, now_ms, random, random_u64, receive, reply};
-pub use model::{Message, Model, ModelInfo, Role, Token};
+pub use model::{Message, Model, ModelInfo, Role, Token, common_prefix};
 pub use sampler::{Bias, Sampler};
 pub use session::{Finish, Generate, Generated, Kv, Session, SessionOptions};
 pub use setting::{Setting, setting, setting_or};
@@ -55,9 +55,9 @@ pub use state::State;
 /// What the macros need; not for actors.
 #[doc(hidden)]
 pub mod macros {
-    pub use crate::actor::{ABI, run};
     #[cfg(target_family = "wasm")]
     pub use crate::actor::panicked;
+    pub use crate::actor::{ABI, run};
     pub use crate::heap::Heap;
     pub use alloc::format;
 }

@@ -123,6 +123,11 @@ impl Model {
     }
 }
 
+/// How many tokens two sequences begin with in common.
+pub fn common_prefix(one: &[Token], other: &[Token]) -> usize {
+    one.iter().zip(other).take_while(|(left, right)| left == right).count()
+}
+
 impl Message {
     /// What sets the conversation up.
     pub fn system(content: impl Into<String>) -> Message {

@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use crate::{Bias, Model, Result, Sampler, Token, host};
+use crate::{Bias, Model, Result, Sampler, Token, common_prefix, host};
 
 /// One timeline of inference. It is closed when it is dropped, so keep it in a `State` to keep it.
 #[derive(Debug)]
@@ -157,6 +157,18 @@ impl Session {
     /// If it holds fewer than `length`.
     pub fn truncate(&self, length: u32) -> Result<()> {
         host::session_truncate(self.handle, length)
+    }
+
+    /// Makes the session hold exactly these tokens: keeps what it has in common with them, forgets and appends the rest. Answers how
+    /// many it kept.
+    ///
+    /// # Errors
+    /// If they don't fit the context.
+    pub fn set_tokens(&self, tokens: &[Token]) -> Result<u32> {
+        let kept = common_prefix(&self.tokens(0)?, tokens);
+        self.truncate(kept as u32)?;
+        self.append(&tokens[kept..])?;
+        Ok(kept as u32)
     }
 
     /// Appends tokens and evaluates them. Answers the new length.

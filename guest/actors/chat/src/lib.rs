@@ -1,0 +1,159 @@
+//! The default actor: a conversation with a model, with a system prompt, a history and streamed replies.
+//!
+//! Its state is the transcript and one session. On each message it renders the whole transcript by the model's chat template and
+//! feeds the session only what is new (`feed`). When the context is full it drops its oldest turns, prefills again and says so
+//! (`fit`). How tokens are chosen comes from the settings (`sampling`).
+//!
+//! Settings, besides those of `sampling`: "system" and, read once, "context_max" and "kv" (f16, f32 or q8); "max_tokens" (512).
+#![cfg_attr(target_family = "wasm", no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod feed;
+mod fit;
+mod sampling;
+
+use alloc::{format, string::String, vec::Vec};
+
+use driftwood_guest::{
+    Error, Finish, Generate, Generated, Kv, Level, Message, Model, Result, Session, SessionOptions, State, actor, log, setting, setting_or,
+};
+use feed::{Fed, Feed};
+use fit::Room;
+use sampling::Sampling;
+
+const MAX_TOKENS: u32 = 512;
+
+actor!(chat);
+
+static CHAT: State<Chat> = State::new();
+
+/// A conversation. Everything here is in linear memory, the session's tokens and KV are with the host.
+#[derive(Default)]
+struct Chat {
+    /// The system prompt as the first message found it.
+    system: Option<Message>,
+    /// User and assistant in turns, the user first.
+    turns: Vec<Message>,
+    session: Option<Session>,
+    /// What text the session stands for; none if it must be compared token by token.
+    fed: Option<Fed>,
+    /// What the session's sampler was set from.
+    sampling: Option<Sampling>,
+}
+
+fn chat(message: &str) -> Result<()> {
+    CHAT.with(|chat| {
+        let turns_before = chat.turns.len();
+        chat.turns.push(Message::user(message));
+        let answered = chat.answer();
+        if answered.is_err() {
+            // As if the message had never come; of the session nothing is known, so that it is compared next time.
+            chat.turns.truncate(turns_before);
+            chat.fed = None;
+        }
+        answered
+    })
+}
+
+impl Chat {
+    /// Answers the user's turn that stands last in the transcript.
+    fn answer(&mut self) -> Result<()> {
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => self.begin()?,
+        };
+        let answered = self.answer_in(&session);
+        self.session = Some(session);
+        answered
+    }
+
+    /// Reads what only the first message decides, and opens the session.
+    fn begin(&mut self) -> Result<Session> {
+        self.system = setting::<String>("system")?.filter(|text| !text.is_empty()).map(Message::system);
+        let kv = match setting::<String>("kv")?.as_deref() {
+            None | Some("f16") => Kv::F16,
+            Some("f32") => Kv::F32,
+            Some("q8") => Kv::Q8,
+            Some(other) => return Err(Error::Failed(format!("the setting kv can't be \"{other}\"; say f16, f32 or q8"))),
+        };
+        let options = SessionOptions { kv, context_max: setting_or("context_max", 0)? };
+        Session::open(&Model::default(), options)
+    }
+
+    fn answer_in(&mut self, session: &Session) -> Result<()> {
+        let max_tokens = setting_or("max_tokens", MAX_TOKENS)?;
+        self.set_sampler(session)?;
+        let rendering = self.feed(session, max_tokens)?;
+        let generated = session.generate(&Generate { max_tokens, stream: true, ..Generate::default() })?;
+        tell(generated.finish);
+        self.keep(session, rendering, generated)
+    }
+
+    /// Sets the sampler where the settings ask for another one: else its random generator goes on where it stood.
+    fn set_sampler(&mut self, session: &Session) -> Result<()> {
+        let wanted = Sampling::read()?;
+        if self.sampling != Some(wanted) {
+            session.set_sampler(&wanted.sampler()?, &[])?;
+            self.sampling = Some(wanted);
+        }
+        Ok(())
+    }
+
+    /// Brings the session to where the reply begins, dropping turns where they don't fit. Answers the rendering that it then stands for.
+    fn feed(&mut self, session: &Session, max_tokens: u32) -> Result<String> {
+        let room = Room::new(session.context()?, max_tokens);
+        let fitted = fit::fit(&self.turns, room, |turns| self.plan(session, turns))?;
+        self.fed = None;
+        self.turns.drain(..2 * fitted.dropped);
+        session.truncate(fitted.feed.kept)?;
+        session.append(&fitted.feed.tokens)?;
+        if fitted.dropped > 0 {
+            let (dropped, fed) = (fitted.dropped, fitted.feed.tokens.len());
+            log!(Level::Notice, "context full: dropped the {dropped} oldest turns and prefilled {fed} tokens again");
+        }
+        Ok(fitted.feed.rendering)
+    }
+
+    /// What must be fed so that the session stands for the system prompt and these turns.
+    fn plan(&self, session: &Session, turns: &[Message]) -> Result<Feed> {
+        let messages: Vec<Message> = self.system.iter().chain(turns).cloned().collect();
+        let model = session.model();
+        let rendering = model.render(&messages, true)?;
+        if let Some((fed, rest)) = self.fed.as_ref().and_then(|fed| Some((fed, fed.rest_of(&rendering)?))) {
+            let tokens = model.tokenize_continuation(rest)?;
+            return Ok(fed.continued(session.length()?, tokens, rendering));
+        }
+        let tokens = model.tokenize_rendered(&rendering)?;
+        Ok(Feed::compared(&session.tokens(0)?, tokens, rendering))
+    }
+
+    /// Keeps the reply, whole or cut short, as the assistant's turn.
+    fn keep(&mut self, session: &Session, mut rendering: String, generated: Generated) -> Result<()> {
+        let end = match generated.finish {
+            Finish::End => session.tokens(session.length()?.saturating_sub(1))?.first().copied(),
+            _ => None,
+        };
+        match String::from_utf8(generated.text) {
+            Ok(reply) => {
+                rendering.push_str(&reply);
+                self.fed = Some(Fed { text: rendering, end });
+                self.turns.push(Message::assistant(reply));
+            }
+            // Cut inside a character: no text stands for these tokens.
+            Err(cut) => self.turns.push(Message::assistant(String::from_utf8_lossy(cut.as_bytes()))),
+        }
+        Ok(())
+    }
+}
+
+/// Says why a reply was cut short.
+fn tell(finish: Finish) {
+    match finish {
+        Finish::Context => log(Level::Notice, "context full: the reply ends here, and the next message drops the oldest turns"),
+        Finish::TokenLimit => log(Level::Notice, "the limit of tokens of one message is reached: the reply ends here"),
+        Finish::Length => log(Level::Debug, "max_tokens is reached: the reply ends here"),
+        _ => {}
+    }
+}

@@ -1,0 +1,27 @@
+//! The two real models that tests run on, and where they lie.
+
+use driftwood_compute::cpu::{Arithmetic, Cpu, Simd};
+use driftwood_engine::Model;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+pub const GEMMA3: &str = "gemma-3-270m-q4_k_m.gguf";
+
+/// The model's file in the folder that `DRIFTWOOD_MODELS` names.
+pub fn path(file: &str) -> PathBuf {
+    let folder = std::env::var_os("DRIFTWOOD_MODELS").expect("set DRIFTWOOD_MODELS to the folder of the test models: `cargo xtask test` does");
+    let path = PathBuf::from(folder).join(file);
+    assert!(path.exists(), "{} is missing: `cargo xtask test` fetches it", path.display());
+    path
+}
+
+/// A file of `tests/golden`.
+pub fn golden(file: &str) -> String {
+    let folder = std::env::var_os("DRIFTWOOD_GOLDEN").map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden")), PathBuf::from);
+    std::fs::read_to_string(folder.join(file)).expect("tests/golden is part of the repository")
+}
+
+pub fn open(file: &str, threads: usize, simd: Simd, arithmetic: Arithmetic) -> Arc<Model> {
+    Model::open(file, &path(file), Arc::new(Cpu::new(threads, simd, arithmetic))).unwrap()
+}
