@@ -1,1 +1,54 @@
-//! placeholder
+//! Stateful WebAssembly actors that hold conversations with models.
+//!
+//! A [`Host`] owns models and actors. An actor is a guest module with its linear memory, its mutable globals and its sessions; between
+//! messages that is its whole state, and [`Host::freeze`] writes it as one file. A message is a transaction: a trap, a limit or an error
+//! code of the guest's own leaves the actor as it was before. Guests run on Wasmtime and speak the contract of
+//! `guest/include/driftwood.h`; many that wait for one model share its steps.
+//!
+//! Where things are, from the outside in:
+//!
+//! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing.
+//! - `delivery.rs` is the step loop, `actor.rs` the transaction, `parked.rs` where a waiting guest and a step meet.
+//! - `calls/` are the host functions, `abi.rs` their types, `memory.rs` the border at which a guest's numbers are checked, `desk.rs` and
+//!   `sessions.rs` what they work on.
+//! - `admit.rs` and `instrument.rs` decide about modules, `runtime.rs`, `instance.rs` and `linear.rs` are Wasmtime's side.
+//!
+//! Files with `unsafe`: `linear.rs`, `parked.rs`. What is absent: this crate knows no terminal and no HTTP, and no thread of its own runs
+//! a guest.
+
+#![deny(unsafe_code)]
+
+mod abi;
+mod actor;
+mod admit;
+mod calls;
+mod delivery;
+mod desk;
+mod error;
+mod host;
+mod instance;
+mod instrument;
+pub mod limits;
+#[allow(unsafe_code)] // the two traits by which Wasmtime takes memory from us
+mod linear;
+mod memory;
+mod message;
+mod models;
+#[allow(unsafe_code)] // the window on a parked guest's memory
+mod parked;
+mod random;
+mod rest;
+mod runtime;
+mod sessions;
+mod state;
+
+pub use admit::{Refusal, admit};
+pub use desk::Interrupt;
+pub use driftwood_snapshot::{ActorId, Existing, Hash, Identity};
+pub use error::Error;
+pub use host::{ActorInfo, Host, HostOptions, SessionInfo, SpawnSpec};
+pub use limits::Limits;
+pub use message::{Event, LogLevel, Message, Outcome, Timings};
+pub use models::ModelResolver;
+pub use rest::{Exactness, FreezeReport, IdentityRule, ThawOptions, ThawReport};
+pub use state::{ActorFolder, Listed, StateFolder, valid_name};

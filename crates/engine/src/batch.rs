@@ -6,9 +6,9 @@
 use crate::config::AttentionPlan;
 use crate::kv::Part;
 use crate::limits::ROWS_PER_PASS_MAX;
-use crate::rope::{Rope, RopePairs, Rotations};
+use crate::rope::{Rope, Rotations};
 use crate::{Error, Model, Session};
-use driftwood_compute::cpu::{Activations, AttendScratch, AttendShape, Cpu, KvLayout, KvSource, Row, dequantise_row, store_kv_row};
+use driftwood_compute::{Activations, AttendScratch, AttendShape, Cpu, KvLayout, KvSource, Row, dequantise_row, store_kv_row};
 use driftwood_region::View;
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::gguf::GgufFile;
 use crate::limits::{CONTEXT_TOKENS_MAX, HEADS_MAX, LAYERS_MAX, WIDTH_MAX};
-use driftwood_compute::cpu::{AttendShape, KvDType, KvLayout};
+use driftwood_compute::{AttendShape, KvDType, KvLayout};
 
 /// The extents that every family shares.
 #[derive(Clone, Debug, PartialEq)]

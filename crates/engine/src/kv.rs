@@ -5,7 +5,7 @@
 
 use crate::Error;
 use crate::limits::KV_POOL_BYTES_MAX;
-use driftwood_compute::cpu::{KV_BLOCK_TOKENS, KvDType, KvLayout};
+use driftwood_compute::{KV_BLOCK_TOKENS, KvDType, KvLayout};
 use driftwood_region::{Pool, Slot, View};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

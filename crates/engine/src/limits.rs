@@ -53,8 +53,12 @@ pub const ENCODE_BYTES_MAX: usize = 1 << 30;
 /// Bytes of a chat template's source.
 pub const TEMPLATE_BYTES_MAX: usize = 1 << 18;
 /// Instructions that a chat template may execute in one rendering.
-pub const TEMPLATE_FUEL_MAX: u64 = 4_000_000;
+pub const TEMPLATE_FUEL_MAX: u64 = 500_000;
+/// Address space for the stack that it renders on: a step adds at most one level to a value, and a level takes under 512 bytes to visit.
+pub const TEMPLATE_STACK_BYTES: usize = 512 * TEMPLATE_FUEL_MAX as usize;
 /// Nesting that a chat template may reach: macros calling macros, loops in loops.
 pub const TEMPLATE_DEPTH_MAX: usize = 128;
 /// Bytes that a chat template may render on top of the messages' own.
 pub const TEMPLATE_OUTPUT_BYTES_MAX: usize = 16 << 20;
+/// Nesting of a value that a chat template prints as JSON.
+pub const TEMPLATE_JSON_DEPTH_MAX: usize = 64;

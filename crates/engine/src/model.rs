@@ -7,7 +7,7 @@ use crate::models::{self, Decoder};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use crate::Error;
-use driftwood_compute::cpu::{Cpu, KERNEL_VERSION, KvDType, KvLayout};
+use driftwood_compute::{Cpu, KERNEL_VERSION, KvDType, KvLayout};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 

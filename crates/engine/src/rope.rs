@@ -3,7 +3,7 @@
 //! Angles are computed in double precision by `libm`, whose sine and cosine are the same on every machine; the rotation itself is two
 //! fused multiply-adds an element. K is stored in half-split order whatever the weight file's convention.
 
-use driftwood_compute::cpu::{Row, rope_half, rope_interleaved};
+use driftwood_compute::{Row, rope_half, rope_interleaved};
 
 /// How a weight file pairs the elements that RoPE rotates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

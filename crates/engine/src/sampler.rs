@@ -6,7 +6,7 @@
 
 use crate::limits::{BIASES_MAX, PENALTY_WINDOW_MAX};
 use crate::Error;
-use driftwood_compute::cpu::math;
+use driftwood_compute::math;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 

@@ -6,7 +6,7 @@
 use crate::kv::{Block, Kv};
 use crate::limits::CONTEXT_TOKENS_MAX;
 use crate::{Error, Model, Sampler, SamplerParams};
-use driftwood_compute::cpu::{KV_BLOCK_TOKENS, KvDType, KvLayout};
+use driftwood_compute::{KV_BLOCK_TOKENS, KvDType, KvLayout};
 use driftwood_region::View;
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 #[path = "common/models.rs"]
 mod models;
 
-use driftwood_compute::cpu::{Arithmetic, KvDType, Simd};
+use driftwood_compute::{Arithmetic, KvDType, Simd};
 use driftwood_engine::tokenizer::Special;
 use driftwood_engine::{Batch, Logits, Model, Session, SessionOptions, Work, argmax};
 use serde_json::Value;

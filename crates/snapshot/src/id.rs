@@ -7,6 +7,16 @@ use std::path::Path;
 use std::str::FromStr;
 
 /// Who an actor is: 128 random bits, minted at each spawn, thaw and fork and never shared.
+///
+/// Its text form is 32 lower-case hex digits, in JSON too:
+///
+/// ```
+/// use driftwood_snapshot::ActorId;
+/// let id: ActorId = "000102030405060708090a0b0c0d0e0f".parse()?;
+/// assert_eq!(id.0[15], 15);
+/// assert_ne!(ActorId::mint()?, id);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ActorId(pub [u8; 16]);
 
@@ -24,6 +34,9 @@ impl ActorId {
 }
 
 /// A BLAKE3 hash.
+///
+/// Of a tensor, of a KV block, of a header, of a model's file: whatever says that bytes are what they were.
+/// Its text form is 64 lower-case hex digits, in JSON too.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hash(pub [u8; 32]);
 
@@ -45,6 +58,7 @@ pub struct NotHex {
     pub digits: usize,
 }
 
+/// Strict: one spelling for each value, so that text can be compared instead of bytes.
 fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], NotHex> {
     let bad = NotHex { digits: 2 * N };
     let nibble = |c: u8| match c {

@@ -13,6 +13,8 @@ pub(crate) const BLOCK_ALIGN_BYTES: u64 = 16 << 10;
 pub(crate) const STORED_PAGE_BYTES: usize = 4096;
 
 /// Everything a snapshot says about itself.
+///
+/// Of a manifest that a [`crate::Snapshot`] or an [`crate::Inspection`] hands out, every index, count and sum was checked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The program that wrote it, and its version.
@@ -69,7 +71,7 @@ pub struct Guest {
     pub memory: Memory,
 }
 
-/// The state of a guest outside its linear memory.
+/// The state of a guest outside its linear memory: what its host gives and takes back, unread by this crate.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GuestState {
     /// The version of the contract that the guest was built for.
@@ -132,6 +134,25 @@ pub struct KvPool {
 }
 
 /// Which model computed the blocks of a pool, and how they are laid out: (layer, k or v, kv_head, token, head_dim).
+///
+/// ```
+/// # use driftwood_snapshot::*;
+/// let smollm2 = PoolInfo {
+///     model: "smollm2-135m".into(),
+///     fingerprint: Hash::of(b"the model's file"),
+///     numerics: "cpu/1/fast/f16".into(),
+///     architecture: "llama".into(),
+///     layers: 30,
+///     kv_heads: 3,
+///     head_dim: 64,
+///     dtype: KvDType::F16,
+///     block_tokens: 64,
+///     block_bytes: 1_474_560,
+/// };
+/// assert_eq!(smollm2.row_bytes(), 128);
+/// assert_eq!(smollm2.payload_bytes(), smollm2.block_bytes);
+/// assert_eq!(smollm2.rows_per_token() * smollm2.row_bytes(), 23_040);
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoolInfo {
     /// The model's name.
@@ -213,6 +234,8 @@ pub struct Session {
 }
 
 /// The state of a session beside its tokens and its KV.
+///
+/// The sampler's numbers go through JSON: integers up to 64 bits and single-precision floats come back exactly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionState {
     /// How the guest knows it.
@@ -259,6 +282,7 @@ impl Manifest {
 }
 
 impl Guest {
+    /// Limits and sums of linear memory and globals.
     fn check(&self) -> Result<(), Error> {
         let Memory { bytes, stored_page_bytes, stored_pages } = self.memory;
         at_most("guest.globals", self.state.globals.len(), GLOBALS_MAX)?;
@@ -272,7 +296,8 @@ impl Guest {
 }
 
 impl KvPool {
-    fn check(&self, p: usize) -> Result<(), Error> {
+    /// Limits and sums of one pool; whoever multiplies its extents calls this first.
+    pub(crate) fn check(&self, p: usize) -> Result<(), Error> {
         let info = &self.info;
         let field = |name: &str| format!("pools[{p}].{name}");
         for (name, value) in [("model", &info.model), ("numerics", &info.numerics), ("architecture", &info.architecture)] {
@@ -295,6 +320,7 @@ impl KvPool {
 }
 
 impl Session {
+    /// Counts that must agree, and references to pool and blocks.
     fn check(&self, s: usize, pools: &[KvPool]) -> Result<(), Error> {
         let bad = |name: &str, why: String| (format!("sessions[{s}].{name}"), why);
         let Some(pool) = pools.get(self.state.pool as usize) else {
@@ -329,6 +355,7 @@ pub(crate) fn at_most<T: PartialOrd + std::fmt::Display>(field: &str, value: T, 
     require(value <= limit, || (field.into(), format!("{value} exceeds the limit of {limit}")))
 }
 
+/// Refuses zero, where something is divided by it or it would hide other extents.
 fn at_least_one(field: &str, value: u32) -> Result<(), Error> {
     require(value > 0, || (field.into(), "must not be zero".into()))
 }

@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn a_line_is_cut_between_characters() {
         let mut line = Line { bytes: [0; 256], length: 0 };
-        write!(line, "{}{}", "x".repeat(255), "ß").unwrap();
+        write!(line, "{}ß", "x".repeat(255)).unwrap();
         assert_eq!(line.length, 255);
         assert!(core::str::from_utf8(&line.bytes[..line.length]).is_ok());
     }

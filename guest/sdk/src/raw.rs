@@ -28,10 +28,14 @@ imports! {
     fn random(buffer: *mut u8, length: u32) -> i32;
 
     fn model_info(model: *const u8, model_length: u32, out: *mut ModelInfo) -> i32;
-    fn tokenize(model: *const u8, model_length: u32, text: *const u8, text_length: u32, flags: u32, tokens: *mut Token, capacity: u32) -> i32;
+    fn tokenize(
+        model: *const u8, model_length: u32, text: *const u8, text_length: u32, flags: u32, tokens: *mut Token, capacity: u32
+    ) -> i32;
     fn detokenize(model: *const u8, model_length: u32, tokens: *const Token, count: u32, buffer: *mut u8, capacity: u32) -> i32;
     fn is_end(model: *const u8, model_length: u32, token: u32) -> i32;
-    fn chat_template(model: *const u8, model_length: u32, messages: *const u8, messages_length: u32, add_prompt: u32, buffer: *mut u8, capacity: u32) -> i32;
+    fn chat_template(
+        model: *const u8, model_length: u32, messages: *const u8, messages_length: u32, add_prompt: u32, buffer: *mut u8, capacity: u32
+    ) -> i32;
 
     fn session_open(model: *const u8, model_length: u32, kv: u32, context_max: u32) -> i32;
     fn session_close(session: i32) -> i32;
@@ -64,4 +68,30 @@ pub struct RawSampler {
     pub penalty_window: u32,
     pub seed_low: u32,
     pub seed_high: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    const HEADER: &str = include_str!("../../include/driftwood.h");
+
+    /// Each function's name and how many parameters it has, from the texts that follow `mark`.
+    fn functions(source: &str, mark: &str) -> Vec<(String, usize)> {
+        let function = |text: &str| {
+            let name = text.split(['(', ')']).next()?.to_string();
+            let declaration = text.split_once(';')?.0.split_once("->").map_or_else(|| text.split(';').next(), |(front, _)| Some(front))?;
+            let parameters = declaration.rsplit_once('(')?.1.split_once(')')?.0.trim();
+            Some((name, if matches!(parameters, "" | "void") { 0 } else { parameters.split(',').count() }))
+        };
+        source.split(mark).skip(1).filter_map(function).collect()
+    }
+
+    #[test]
+    fn the_imports_are_those_of_the_header() {
+        let contract = HEADER.split_once("/* --- messages").unwrap().1;
+        let own = include_str!("raw.rs").split_once("\nimports! {").unwrap().1.split_once("\n}").unwrap().0;
+        let (contract, own) = (functions(contract, "DW_IMPORT("), functions(own, "    fn "));
+        assert_eq!(contract.len(), 26);
+        assert_eq!(own, contract);
+        assert!(HEADER.contains(&format!("#define DRIFTWOOD_ABI {}\n", crate::macros::ABI)));
+    }
 }

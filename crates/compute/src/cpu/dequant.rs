@@ -3,11 +3,17 @@
 //! Block layouts are GGML's (`ggml-common.h`); all numbers are little-endian.
 
 use driftwood_region::DType;
-use half::{bf16, f16};
 
-/// Reads the f16 at `at`.
+/// Reads the f16 at `at`. Without branches, so that loops of it can be vectorised, and without subnormal f32, which are slow.
+#[inline(always)]
 pub(crate) fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+    let x = u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+    let magnitude = x & 0x7fff;
+    // The exponent's bias moves by 112, and by another 112 for infinities and NaN; subnormals are fractions counted in 2^-24.
+    let bias = if magnitude >= 0x7c00 { 224 << 23 } else { 112 << 23 };
+    let normal = (magnitude << 13) + bias;
+    let subnormal = (f32::from_bits(magnitude | 0.5f32.to_bits()) - 0.5).to_bits();
+    f32::from_bits(if magnitude < 0x400 { subnormal } else { normal } | (x & 0x8000) << 16)
 }
 
 /// The six-bit scale and minimum of sub-block `j` of a `Q4_K` or `Q5_K` block, from its twelve packed bytes.
@@ -25,60 +31,68 @@ pub(crate) fn scale_min(packed: &[u8], j: usize) -> (u8, u8) {
 /// # Panics
 /// If `bytes` is not exactly what `out.len()` elements take, or if `dtype` holds integers.
 pub fn dequantise_row(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    dequantise_inline(dtype, bytes, out);
+}
+
+/// [`dequantise_row`], to be compiled into callers that have more instructions. The bits are the same: nothing is fused.
+#[inline(always)]
+pub(crate) fn dequantise_inline(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(Some(bytes.len()), dtype.bytes_of(out.len()), "{} elements of {dtype}", out.len());
-    let blocks = bytes.chunks_exact(dtype.block_bytes());
     match dtype {
-        DType::F32 => blocks.zip(out).for_each(|(b, x)| *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-        DType::F16 => blocks.zip(out).for_each(|(b, x)| *x = half_at(b, 0)),
-        DType::BF16 => blocks.zip(out).for_each(|(b, x)| *x = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
-        DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 => {
-            let (block32, _) = out.as_chunks_mut::<32>();
-            blocks.zip(block32).for_each(|(b, x)| small_block(dtype, b, x));
+        DType::F32 => bytes.as_chunks::<4>().0.iter().zip(out).for_each(|(b, x)| *x = f32::from_le_bytes(*b)),
+        DType::F16 => bytes.as_chunks::<2>().0.iter().zip(out).for_each(|(b, x)| *x = half_at(b, 0)),
+        DType::BF16 => {
+            bytes.as_chunks::<2>().0.iter().zip(out).for_each(|(b, x)| *x = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16));
         }
-        DType::Q4_K | DType::Q5_K => {
-            let (block256, _) = out.as_chunks_mut::<256>();
-            blocks.zip(block256).for_each(|(b, x)| nibbles_k(dtype, b, x));
-        }
-        DType::Q6_K => {
-            let (block256, _) = out.as_chunks_mut::<256>();
-            blocks.zip(block256).for_each(|(b, x)| q6_k(b, x));
-        }
+        DType::Q8_0 => blocks::<34, 32>(bytes, out, |block, out| {
+            let d = half_at(block, 0);
+            (0..32).for_each(|i| out[i] = f32::from(block[2 + i] as i8) * d);
+        }),
+        DType::Q4_0 => blocks::<18, 32>(bytes, out, |block, out| nibbles(&block[2..18], 0, -8.0, half_at(block, 0), None, out)),
+        DType::Q4_1 => blocks::<20, 32>(bytes, out, |block, out| {
+            nibbles(&block[4..20], 0, 0.0, half_at(block, 0), Some(half_at(block, 2)), out);
+        }),
+        DType::Q5_0 => blocks::<22, 32>(bytes, out, |block, out| {
+            let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+            nibbles(&block[6..22], high, -16.0, half_at(block, 0), None, out);
+        }),
+        DType::Q5_1 => blocks::<24, 32>(bytes, out, |block, out| {
+            let high = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
+            nibbles(&block[8..24], high, 0.0, half_at(block, 0), Some(half_at(block, 2)), out);
+        }),
+        DType::Q4_K => blocks::<144, 256>(bytes, out, |block, out| nibbles_k(dtype, block, out)),
+        DType::Q5_K => blocks::<176, 256>(bytes, out, |block, out| nibbles_k(dtype, block, out)),
+        DType::Q6_K => blocks::<210, 256>(bytes, out, |block, out| q6_k(block, out)),
         DType::U8 | DType::I8 | DType::U32 => panic!("{dtype} holds integers, not weights"),
     }
 }
 
-/// One block of 32 elements.
-fn small_block(dtype: DType, block: &[u8], out: &mut [f32; 32]) {
-    let d = half_at(block, 0);
-    match dtype {
-        DType::Q8_0 => (0..32).for_each(|i| out[i] = f32::from(block[2 + i] as i8) * d),
-        DType::Q4_0 => nibbles(&block[2..18], 0, |i, q| out[i] = (f32::from(q) - 8.0) * d),
-        DType::Q4_1 => {
-            let m = half_at(block, 2);
-            nibbles(&block[4..20], 0, |i, q| out[i] = f32::from(q) * d + m);
-        }
-        DType::Q5_0 => {
-            let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-            nibbles(&block[6..22], high, |i, q| out[i] = (f32::from(q) - 16.0) * d);
-        }
-        _ => {
-            let m = half_at(block, 2);
-            let high = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
-            nibbles(&block[8..24], high, |i, q| out[i] = f32::from(q) * d + m);
-        }
-    }
+/// Calls `each` with every block and its elements.
+#[inline(always)]
+fn blocks<const BYTES: usize, const LEN: usize>(bytes: &[u8], out: &mut [f32], each: impl Fn(&[u8; BYTES], &mut [f32; LEN])) {
+    bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0).for_each(|(block, out)| each(block, out));
 }
 
-/// Calls `each` with the index and value of 32 elements: low nibbles first, then high ones, with a fifth bit each from `high`.
+/// 32 elements: low nibbles first, then high ones, with a fifth bit each from `high`: `(q + bias) * d`, and `+ m` where there is one.
 #[inline(always)]
-fn nibbles(packed: &[u8], high: u32, mut each: impl FnMut(usize, u8)) {
-    for i in 0..16 {
-        each(i, (packed[i] & 15) | ((high >> i & 1) << 4) as u8);
-        each(i + 16, (packed[i] >> 4) | ((high >> (i + 16) & 1) << 4) as u8);
+fn nibbles(packed: &[u8], high: u32, bias: f32, d: f32, m: Option<f32>, out: &mut [f32; 32]) {
+    let packed: &[u8; 16] = packed.first_chunk().expect("sixteen bytes");
+    // Four short loops over integers, each of which compilers vectorise.
+    let mut q = [0i32; 32];
+    (0..16).for_each(|i| q[i] = i32::from(packed[i] & 15));
+    (0..16).for_each(|i| q[16 + i] = i32::from(packed[i] >> 4));
+    if high != 0 {
+        (0..32).for_each(|i| q[i] |= ((high >> i & 1) << 4) as i32);
+    }
+    (0..32).for_each(|i| out[i] = q[i] as f32);
+    match m {
+        Some(m) => out.iter_mut().for_each(|x| *x = *x * d + m),
+        None => out.iter_mut().for_each(|x| *x = (*x + bias) * d),
     }
 }
 
 /// One block of 256 elements of `Q4_K` or `Q5_K`.
+#[inline(always)]
 fn nibbles_k(dtype: DType, block: &[u8], out: &mut [f32; 256]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     let (high, low) = if dtype == DType::Q5_K { (Some(&block[16..48]), &block[48..]) } else { (None, &block[16..]) };
@@ -94,6 +108,7 @@ fn nibbles_k(dtype: DType, block: &[u8], out: &mut [f32; 256]) {
 }
 
 /// One block of 256 elements of `Q6_K`.
+#[inline(always)]
 fn q6_k(block: &[u8], out: &mut [f32; 256]) {
     let (low, rest) = block.split_at(128);
     let (high, scales) = rest.split_at(64);
@@ -112,6 +127,7 @@ fn q6_k(block: &[u8], out: &mut [f32; 256]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::f16;
 
     #[test]
     fn blocks_spelled_out_by_hand() {
@@ -126,6 +142,14 @@ mod tests {
         let q8_0 = [&half(0.25)[..], &[0x80; 32]].concat();
         dequantise_row(DType::Q8_0, &q8_0, &mut out);
         assert_eq!(out, [-32.0; 32]);
+    }
+
+    #[test]
+    fn every_half_is_read_as_it_is() {
+        for x in 0..=u16::MAX {
+            let (got, right) = (half_at(&x.to_le_bytes(), 0), f16::from_bits(x).to_f32());
+            assert!(got.to_bits() == right.to_bits() || got.is_nan() && right.is_nan(), "{x:#x}: {got} {right}");
+        }
     }
 
     #[test]

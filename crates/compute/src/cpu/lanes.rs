@@ -102,6 +102,9 @@ pub(crate) trait Lanes: Copy {
     unsafe fn gather4(base: *const u8, stride: usize) -> [Self::I; 4];
     /// Bit `4 * group + i` of a lane becomes bit 4 of its byte `i`; the other bits are zero.
     unsafe fn fifth_bits<const GROUP: i32>(bits: Self::I) -> Self::I;
+    /// Asks for the cache line at an address that will soon be read, and that need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch(_from: *const u8) {}
     /// The form in which [`Lanes::dot`] takes signed weights.
     unsafe fn encode_i8(w: Self::I) -> Self::I;
     /// For each lane `sum` plus the dot product of its 16 weights (four in each of `w`) with the same 16 activations in all lanes.

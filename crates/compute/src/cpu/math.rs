@@ -67,7 +67,7 @@ pub(crate) unsafe fn gelu_tanh_lanes<L: Lanes>(x: L::F) -> L::F {
     // SAFETY: as the caller's.
     unsafe {
         let cubic = L::fma(L::mul(L::mul(x, x), x), L::splat(0.044_715), x);
-        let minus_two_u = L::mul(cubic, L::splat(-1.595_769_1));
+        let minus_two_u = L::mul(cubic, L::splat(-1.595_769));
         L::div(x, L::add(L::splat(1.0), exp_lanes::<L>(minus_two_u)))
     }
 }

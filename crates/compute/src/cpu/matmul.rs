@@ -5,8 +5,8 @@
 
 #![allow(unsafe_code)]
 
-use super::activations::{Activations, BLOCK, quantise_block};
-use super::dequant::dequantise_row;
+use super::activations::{Activations, BLOCK};
+use super::dequant::dequantise_inline;
 use super::lanes::{self, LANES, Lanes, Op};
 use super::pool::Parts;
 use super::tile::{self, Block, Format, Kind};
@@ -74,7 +74,11 @@ impl Cpu {
             for tile in task * tiles / tasks..(task + 1) * tiles / tasks {
                 let first = tile * tile_rows;
                 let rows = tile_rows.min(n - first);
-                if quantised { self.quantised_tile(&product, first, rows, scratch) } else { self.float_tile(&product, first, rows, scratch) }
+                if quantised {
+                    self.quantised_tile(&product, first, rows, scratch)
+                } else {
+                    self.float_tile(&product, first, rows, scratch)
+                }
             }
         });
     }
@@ -132,12 +136,8 @@ impl Cpu {
                 continue;
             }
             let stored = &p.weights[(first + row) * p.row_bytes..][..p.row_bytes];
-            if p.dtype == DType::F16 {
-                // SAFETY: `Cpu::new` checked the path.
-                unsafe { lanes::run(self.simd, FromHalf { from: stored, to: real }) };
-            } else {
-                dequantise_row(p.dtype, stored, real);
-            }
+            // SAFETY: `Cpu::new` checked the path.
+            unsafe { lanes::run(self.simd, Dequantise { dtype: p.dtype, from: stored, to: real }) };
         }
         let op = FloatTile { weights: floats, padded_k, x: p.x, sums: scratch.third.f32(p.x.rows() * FLOAT_ROWS) };
         // SAFETY: `Cpu::new` checked the path.
@@ -182,6 +182,35 @@ impl Op for Quantise<'_> {
     }
 }
 
+/// One block of 32: its scale, scale times sum, and the sums of both halves.
+struct Quantised {
+    scale: f32,
+    scaled_sum: f32,
+    half_sums: [i32; 2],
+}
+
+/// Quantises 32 elements: scale = largest / 127, quant = round-to-even(x * (1 / scale)).
+///
+/// # Safety
+/// As for every method of `L`.
+#[inline(always)]
+unsafe fn quantise_block<L: Lanes>(values: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> Quantised {
+    // SAFETY: both halves of 16 lie within the arrays.
+    unsafe {
+        let x = [L::load(values.as_ptr()), L::load(values.as_ptr().add(LANES))];
+        let largest = L::largest(L::max(L::abs(x[0]), L::abs(x[1])));
+        let scale = if largest / 127.0 >= f32::MIN_POSITIVE { largest / 127.0 } else { 0.0 };
+        let inverse = L::splat(if scale > 0.0 { 1.0 / scale } else { 0.0 });
+        let mut half_sums = [0; 2];
+        for half in 0..2 {
+            let q = L::round(L::mul(x[half], inverse));
+            L::store_i8(quants.as_mut_ptr().add(half * LANES), q);
+            half_sums[half] = L::sum_i(q);
+        }
+        Quantised { scale, scaled_sum: scale * (half_sums[0] + half_sums[1]) as f32, half_sums }
+    }
+}
+
 /// Sixteen weight rows times all activation rows.
 struct QuantisedTile<'a, T> {
     weights: &'a [u8], // (16, k) as stored
@@ -203,8 +232,12 @@ impl<T: Format> Op for QuantisedTile<'_, T> {
         for first in (0..blocks).step_by(tile::BLOCKS_MAX) {
             let count = tile::BLOCKS_MAX.min(blocks - first);
             for at in (0..count).step_by(T::BLOCKS) {
+                let stored = (first + at) / T::BLOCKS;
                 // SAFETY: the row has blocks up to `blocks`, and the buffers hold BLOCKS_MAX.
-                unsafe { T::unpack::<L>(self.weights.as_ptr().add((first + at) / T::BLOCKS * T::BYTES), self.row_bytes, self.block.at(at)) };
+                unsafe {
+                    self.prefetch_next::<L>(stored);
+                    T::unpack::<L>(self.weights.as_ptr().add(stored * T::BYTES), self.row_bytes, self.block.at(at));
+                }
             }
             let mut row = 0;
             while row < rows {
@@ -222,6 +255,21 @@ impl<T: Format> Op for QuantisedTile<'_, T> {
                 }
                 row += rows_now;
             }
+        }
+    }
+}
+
+impl<T: Format> QuantisedTile<'_, T> {
+    /// Asks for a part of the next tile, which follows in memory: sixteen rows are too many for hardware to foresee.
+    ///
+    /// # Safety
+    /// As for every method of `L`.
+    #[inline(always)]
+    unsafe fn prefetch_next<L: Lanes>(&self, stored: usize) {
+        let next = self.weights.as_ptr().wrapping_add(LANES * (self.row_bytes + stored * T::BYTES));
+        for line in (0..LANES * T::BYTES).step_by(64) {
+            // SAFETY: a hint for any address.
+            unsafe { L::prefetch(next.wrapping_add(line)) }
         }
     }
 }
@@ -266,12 +314,17 @@ impl Rows {
 unsafe fn multiply<L: Lanes, T: Format, const R: usize>(block: Block, count: usize, a: Rows, sums: *mut f32) {
     // SAFETY: the caller vouches for `count` blocks, for `R` rows of them, and for `R` times sixteen sums.
     unsafe {
-        let mut acc: [L::F; R] = std::array::from_fn(|r| L::load(sums.add(r * LANES)));
+        let mut acc = [L::splat(0.0); R];
+        for (r, acc) in acc.iter_mut().enumerate() {
+            *acc = L::load(sums.add(r * LANES));
+        }
         for b in 0..count {
             let block = block.at(b);
-            let vector = |t: usize| L::load_i(block.weights.add(t * LANES));
-            let low = [vector(0), vector(1), vector(2), vector(3)];
-            let high = [vector(4), vector(5), vector(6), vector(7)];
+            let (mut low, mut high) = ([L::splat_i(0); 4], [L::splat_i(0); 4]);
+            for t in 0..4 {
+                low[t] = L::load_i(block.weights.add(t * LANES));
+                high[t] = L::load_i(block.weights.add((4 + t) * LANES));
+            }
             let scale = L::load(block.scales);
             for (r, acc) in acc.iter_mut().enumerate() {
                 let at = r * a.blocks + b;
@@ -290,7 +343,13 @@ unsafe fn multiply<L: Lanes, T: Format, const R: usize>(block: Block, count: usi
 
 /// The exact integer sum of one block with one row.
 #[inline(always)]
-unsafe fn integer_sum<L: Lanes, T: Format>(block: Block, low: &[L::I; 4], high: &[L::I; 4], quants: *const i8, half_sums: [i32; 2]) -> L::I {
+unsafe fn integer_sum<L: Lanes, T: Format>(
+    block: Block,
+    low: &[L::I; 4],
+    high: &[L::I; 4],
+    quants: *const i8,
+    half_sums: [i32; 2],
+) -> L::I {
     let bias = T::bias::<L>();
     // SAFETY: the caller vouches for 32 quants and for the block's scales.
     unsafe {
@@ -312,22 +371,27 @@ unsafe fn integer_sum<L: Lanes, T: Format>(block: Block, low: &[L::I; 4], high: 
     }
 }
 
-struct FromHalf<'a> {
+/// [`dequantise_inline`] with the path's instructions.
+struct Dequantise<'a> {
+    dtype: DType,
     from: &'a [u8],
     to: &'a mut [f32],
 }
 
-impl Op for FromHalf<'_> {
+impl Op for Dequantise<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
+        if self.dtype != DType::F16 {
+            return dequantise_inline(self.dtype, self.from, self.to);
+        }
         let (from, from_tail) = self.from.as_chunks::<{ 2 * LANES }>();
         let (to, to_tail) = self.to.as_chunks_mut::<LANES>();
         for (from, to) in from.iter().zip(to) {
             // SAFETY: as the caller's; both have sixteen elements.
             unsafe { L::store(to.as_mut_ptr(), L::load_half(from.as_ptr())) };
         }
-        dequantise_row(DType::F16, from_tail, to_tail);
+        dequantise_inline(DType::F16, from_tail, to_tail);
     }
 }
 
@@ -377,10 +441,15 @@ unsafe fn float_block<L: Lanes, const W: usize, const R: usize>(w: *const f32, p
         let mut acc = [[L::splat(0.0); W]; R];
         let whole = k / LANES * LANES;
         for at in (0..whole).step_by(LANES) {
-            let w: [L::F; W] = std::array::from_fn(|i| L::load(w.add(i * padded_k + at)));
+            let mut weights = [L::splat(0.0); W];
+            for (i, weights) in weights.iter_mut().enumerate() {
+                *weights = L::load(w.add(i * padded_k + at));
+            }
             for (r, acc) in acc.iter_mut().enumerate() {
                 let x = L::load(x.add(r * k + at));
-                (0..W).for_each(|i| acc[i] = L::fma(w[i], x, acc[i]));
+                for i in 0..W {
+                    acc[i] = L::fma(weights[i], x, acc[i]);
+                }
             }
         }
         if whole < k {
@@ -388,11 +457,15 @@ unsafe fn float_block<L: Lanes, const W: usize, const R: usize>(w: *const f32, p
                 let mut tail = [0.0; LANES];
                 std::ptr::copy_nonoverlapping(x.add(r * k + whole), tail.as_mut_ptr(), k - whole);
                 let x = L::load(tail.as_ptr());
-                (0..W).for_each(|i| acc[i] = L::fma(L::load(w.add(i * padded_k + whole)), x, acc[i]));
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    *acc = L::fma(L::load(w.add(i * padded_k + whole)), x, *acc);
+                }
             }
         }
         for (r, acc) in acc.iter().enumerate() {
-            (0..W).for_each(|i| *sums.add(r * FLOAT_ROWS + i) = L::sum(acc[i]));
+            for (i, acc) in acc.iter().enumerate() {
+                *sums.add(r * FLOAT_ROWS + i) = L::sum(*acc);
+            }
         }
     }
 }

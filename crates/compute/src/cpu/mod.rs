@@ -9,8 +9,7 @@
 //! - Fast products: integer sums over 32 elements, which are exact, joined by one chain of fused multiply-adds along K. Exact products:
 //!   sixteen partial sums along K, then a tree.
 //!
-//! Files with `unsafe`: `pool.rs`, `lanes.rs`, the four `dot_*.rs`, `tile.rs`, `matmul.rs`, `elementwise.rs`, `attend.rs`, `math.rs`,
-//! `activations.rs`.
+//! Files with `unsafe`: `pool.rs`, `lanes.rs`, the four `dot_*.rs`, `tile.rs`, `matmul.rs`, `elementwise.rs`, `attend.rs`, `math.rs`.
 
 pub(crate) mod activations;
 pub(crate) mod attend;
@@ -36,6 +35,7 @@ mod tile;
 
 use pool::Pool;
 use simd::Simd;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Changes whenever a kernel's results change in any bit; part of the numerics id.
@@ -50,6 +50,15 @@ pub enum Arithmetic {
     Fast,
 }
 
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Arithmetic::Exact => "exact",
+            Arithmetic::Fast => "fast",
+        })
+    }
+}
+
 /// Threads, a SIMD path and an arithmetic mode.
 ///
 /// All operations take `&self`. Callers on several threads take turns.
@@ -59,6 +68,12 @@ pub struct Cpu {
     arithmetic: Arithmetic,
     /// One for each thread of the pool, locked by it for the length of a task.
     scratch: Vec<Mutex<Scratch>>,
+}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cpu({} threads, {}, {})", self.threads(), self.simd, self.arithmetic)
+    }
 }
 
 impl Cpu {

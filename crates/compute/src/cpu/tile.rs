@@ -76,22 +76,55 @@ pub(crate) trait Format {
     unsafe fn unpack<L: Lanes>(from: *const u8, stride: usize, to: Block);
 }
 
+// Loops instead of `map` in what follows: a closure is a function of its own, without the path's instructions.
+
 #[inline(always)]
-unsafe fn low_nibbles<L: Lanes>(q: [L::I; 4]) -> [L::I; 4] {
-    // SAFETY: as the caller's.
-    q.map(|q| unsafe { L::and(q, L::splat_i(0x0f0f_0f0f)) })
+unsafe fn low_nibbles<L: Lanes>(mut q: [L::I; 4]) -> [L::I; 4] {
+    for q in &mut q {
+        // SAFETY: as the caller's.
+        *q = unsafe { L::and(*q, L::splat_i(0x0f0f_0f0f)) };
+    }
+    q
 }
 
 #[inline(always)]
-unsafe fn high_nibbles<L: Lanes>(q: [L::I; 4]) -> [L::I; 4] {
-    // SAFETY: as the caller's.
-    q.map(|q| unsafe { L::and(L::shift_right::<4>(q), L::splat_i(0x0f0f_0f0f)) })
+unsafe fn high_nibbles<L: Lanes>(mut q: [L::I; 4]) -> [L::I; 4] {
+    for q in &mut q {
+        // SAFETY: as the caller's.
+        *q = unsafe { L::and(L::shift_right::<4>(*q), L::splat_i(0x0f0f_0f0f)) };
+    }
+    q
 }
 
 #[inline(always)]
-unsafe fn or4<L: Lanes>(a: [L::I; 4], b: [L::I; 4]) -> [L::I; 4] {
+unsafe fn or4<L: Lanes>(mut a: [L::I; 4], b: [L::I; 4]) -> [L::I; 4] {
+    for (a, b) in a.iter_mut().zip(b) {
+        // SAFETY: as the caller's.
+        *a = unsafe { L::or(*a, b) };
+    }
+    a
+}
+
+/// `(x << LEFT >> RIGHT) & mask` of each.
+#[inline(always)]
+unsafe fn moved<L: Lanes, const LEFT: i32, const RIGHT: i32>(mut x: [L::I; 4], mask: i32) -> [L::I; 4] {
+    for x in &mut x {
+        // SAFETY: as the caller's.
+        *x = unsafe { L::and(L::shift_right::<RIGHT>(L::shift_left::<LEFT>(*x)), L::splat_i(mask)) };
+    }
+    x
+}
+
+#[inline(always)]
+unsafe fn put_bytes<L: Lanes>(from: *const u8, stride: usize, first: usize, to: Block) {
     // SAFETY: as the caller's.
-    std::array::from_fn(|t| unsafe { L::or(a[t], b[t]) })
+    unsafe {
+        let mut q = L::gather4(from, stride);
+        for q in &mut q {
+            *q = L::encode_i8(*q);
+        }
+        to.put::<L>(first, q);
+    }
 }
 
 /// Puts the 32 nibbles at `from`.
@@ -144,8 +177,8 @@ impl Format for Q8_0 {
         // SAFETY: as the caller's; every read lies within the 34 bytes.
         unsafe {
             to.put_scale::<L>(0, L::low_half(L::gather(from, stride)));
-            to.put::<L>(0, L::gather4(from.add(2), stride).map(|q| L::encode_i8(q)));
-            to.put::<L>(4, L::gather4(from.add(18), stride).map(|q| L::encode_i8(q)));
+            put_bytes::<L>(from.add(2), stride, 0, to);
+            put_bytes::<L>(from.add(18), stride, 4, to);
         }
     }
 }
@@ -300,17 +333,16 @@ impl Format for Q5K {
         // SAFETY: as the caller's; every read lies within the 176 bytes.
         unsafe {
             put_scales_k::<L>(from, stride, to);
-            let bit = L::splat_i(0x1010_1010);
+            let bit = 0x1010_1010;
             for half in 0..2 {
                 // Bit j of a byte belongs to sub-block j.
                 let mut high = L::gather4(from.add(16 + 16 * half), stride);
                 for pair in 0..4 {
                     let q = L::gather4(from.add(48 + 32 * pair + 16 * half), stride);
-                    let even = high.map(|h| L::and(L::shift_left::<4>(h), bit));
-                    let odd = high.map(|h| L::and(L::shift_left::<3>(h), bit));
+                    let (even, odd) = (moved::<L, 4, 0>(high, bit), moved::<L, 3, 0>(high, bit));
                     to.at(2 * pair).put::<L>(4 * half, or4::<L>(low_nibbles::<L>(q), even));
                     to.at(2 * pair + 1).put::<L>(4 * half, or4::<L>(high_nibbles::<L>(q), odd));
-                    high = high.map(|h| L::shift_right::<2>(h));
+                    high = moved::<L, 0, 2>(high, -1);
                 }
             }
         }
@@ -344,7 +376,13 @@ impl Format for Q6K {
             }
             for part in 0..4 {
                 let (half, sixteen) = (part / 2, part % 2);
-                put_six_bits::<L>(from.add(64 * half + 16 * sixteen), from.add(128 + 32 * half + 16 * sixteen), stride, to.at(4 * half), 4 * sixteen);
+                put_six_bits::<L>(
+                    from.add(64 * half + 16 * sixteen),
+                    from.add(128 + 32 * half + 16 * sixteen),
+                    stride,
+                    to.at(4 * half),
+                    4 * sixteen,
+                );
             }
         }
     }
@@ -355,12 +393,11 @@ impl Format for Q6K {
 unsafe fn put_six_bits<L: Lanes>(low: *const u8, high: *const u8, stride: usize, to: Block, first: usize) {
     // SAFETY: as the caller's.
     unsafe {
-        let pairs = L::splat_i(0x3030_3030);
+        let pairs = 0x3030_3030;
         let (a, b, h) = (L::gather4(low, stride), L::gather4(low.add(32), stride), L::gather4(high, stride));
-        let of = |h: [L::I; 4]| h.map(|h| L::and(h, pairs));
-        to.put::<L>(first, or4::<L>(low_nibbles::<L>(a), of(h.map(|h| L::shift_left::<4>(h)))));
-        to.at(1).put::<L>(first, or4::<L>(low_nibbles::<L>(b), of(h.map(|h| L::shift_left::<2>(h)))));
-        to.at(2).put::<L>(first, or4::<L>(high_nibbles::<L>(a), of(h)));
-        to.at(3).put::<L>(first, or4::<L>(high_nibbles::<L>(b), of(h.map(|h| L::shift_right::<2>(h)))));
+        to.put::<L>(first, or4::<L>(low_nibbles::<L>(a), moved::<L, 4, 0>(h, pairs)));
+        to.at(1).put::<L>(first, or4::<L>(low_nibbles::<L>(b), moved::<L, 2, 0>(h, pairs)));
+        to.at(2).put::<L>(first, or4::<L>(high_nibbles::<L>(a), moved::<L, 0, 0>(h, pairs)));
+        to.at(3).put::<L>(first, or4::<L>(high_nibbles::<L>(b), moved::<L, 0, 2>(h, pairs)));
     }
 }

@@ -75,7 +75,7 @@ fn load_layer(file: &GgufFile, c: &Config, index: usize) -> Result<Layer, Error>
     let name = |part: &str| format!("blk.{index}.{part}.weight");
     let (q_len, kv_len) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     if file.has_tensor(&format!("blk.{index}.attn_q.bias")) {
-        return Err(Error::Unsupported { what: "attention bias in a llama file", name: format!("blk.{index}.attn_q.bias") });
+        return Err(unsupported("attention bias in a llama file", format!("blk.{index}.attn_q.bias")));
     }
     Ok(Layer {
         attention_norm: vector(file, &name("attn_norm"), c.width)?,

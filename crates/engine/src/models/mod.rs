@@ -44,7 +44,7 @@ pub(crate) fn load(file: &GgufFile) -> Result<Loaded, Error> {
 fn matrix(file: &GgufFile, name: &str, rows: usize, row_len: usize) -> Result<View, Error> {
     let view = file.tensor(name)?;
     if view.shape().extents() == [rows, row_len] {
-        return Ok(view);
+        return Ok(view.clone());
     }
     Err(Error::TensorShape { name: name.to_owned(), expected: format!("[{rows}, {row_len}]"), found: format!("{:?}", view.shape()) })
 }
@@ -57,7 +57,7 @@ fn vector(file: &GgufFile, name: &str, len: usize) -> Result<Vec<f32>, Error> {
         return Err(Error::TensorShape { name: name.to_owned(), expected: format!("[{len}] of F32"), found });
     }
     let mut values = vec![0.0; len];
-    driftwood_compute::cpu::dequantise_row(view.dtype(), view.bytes(), &mut values);
+    driftwood_compute::dequantise_row(view.dtype(), view.bytes(), &mut values);
     Ok(values)
 }
 

@@ -1,6 +1,6 @@
 //! The two real models that tests run on, and where they lie.
 
-use driftwood_compute::cpu::{Arithmetic, Cpu, Simd};
+use driftwood_compute::{Arithmetic, Cpu, Simd};
 use driftwood_engine::Model;
 use std::path::PathBuf;
 use std::sync::Arc;

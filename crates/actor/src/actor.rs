@@ -1,0 +1,182 @@
+//! One actor in a host: its body in Wasm, its desk, and the checkpoint that a message can be rolled back to.
+
+use crate::desk::{SharedDesk, Turn, lock};
+use crate::instance::{Image, Instance, trap};
+use crate::limits::Limits;
+use crate::random::Random;
+use crate::runtime::{Compiled, Runtime};
+use crate::sessions::Sessions;
+use crate::{Error, Message, Outcome, Timings};
+use driftwood_snapshot::{Hash, Identity};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A guest with its sessions.
+pub(crate) struct Actor {
+    pub identity: Identity,
+    pub compiled: Arc<Compiled>,
+    pub limits: Limits,
+    pub desk: SharedDesk,
+    pub body: Body,
+}
+
+/// Where an actor's memory and globals are.
+pub(crate) enum Body {
+    /// It has never handled a message: its instance, if there is one, is as it was born.
+    Unborn(Option<Box<Instance>>),
+    /// It lives in an instance.
+    Awake(Box<Instance>),
+    /// It lies in an image, shared with forks and checkpoints, and wakes with its next message.
+    Asleep(Arc<Image>),
+    /// A message is being handled; the instance is with it.
+    Away,
+}
+
+/// What an actor was before a message. Sessions are forks: they share their KV with the originals.
+pub(crate) struct Checkpoint {
+    /// `None` for an actor that had never run: it is born again.
+    image: Option<Arc<Image>>,
+    sessions: Sessions,
+    random: Random,
+}
+
+/// An actor that is ready for a message, with its way back.
+pub(crate) struct Begun {
+    pub instance: Box<Instance>,
+    pub checkpoint: Checkpoint,
+    pub fuel: u64,
+    pub wall: Duration,
+}
+
+impl Actor {
+    /// Takes a checkpoint, wakes the guest and lays the message on its desk.
+    pub(crate) fn begin(&mut self, runtime: &Runtime, message: Message) -> Result<Begun, Error> {
+        let limits = message.limits.unwrap_or_else(|| self.limits.clone());
+        check_bytes(&message.bytes, &limits)?;
+        check_settings(&message.settings, &limits)?;
+        let image = self.image();
+        let mut instance = self.wake(runtime, image.as_deref(), &limits)?;
+        instance.set_memory_limit(limits.memory_bytes);
+        let mut desk = lock(&self.desk);
+        let checkpoint = Checkpoint { image, sessions: desk.sessions.fork(), random: desk.random.clone() };
+        let (fuel, wall) = (limits.fuel, limits.wall);
+        let mut turn = Turn { limits, message: message.bytes, overrides: message.settings, ..Turn::default() };
+        turn.tally.restored_tokens = desk.sessions.evaluated_tokens();
+        desk.turn = Some(turn);
+        Ok(Begun { instance, checkpoint, fuel, wall })
+    }
+
+    /// An image of the guest as it is; `None` if it never ran.
+    pub(crate) fn image(&mut self) -> Option<Arc<Image>> {
+        match &mut self.body {
+            Body::Unborn(_) | Body::Away => None,
+            Body::Awake(instance) => Some(Arc::new(instance.image())),
+            Body::Asleep(image) => Some(image.clone()),
+        }
+    }
+
+    /// Takes the instance out of the body, or builds one.
+    fn wake(&mut self, runtime: &Runtime, image: Option<&Image>, limits: &Limits) -> Result<Box<Instance>, Error> {
+        match std::mem::replace(&mut self.body, Body::Away) {
+            Body::Awake(instance) | Body::Unborn(Some(instance)) => Ok(instance),
+            asleep => {
+                let built = match image {
+                    Some(image) => Instance::again(runtime, &self.compiled, &self.desk, limits, image),
+                    None => Instance::first(runtime, &self.compiled, &self.desk, limits),
+                };
+                built.map(Box::new).inspect_err(|_| self.body = asleep)
+            }
+        }
+    }
+
+    /// The instance of an actor that never ran.
+    pub(crate) fn be_born(&mut self, runtime: &Runtime) -> Result<&mut Instance, Error> {
+        let limits = self.limits.clone();
+        let born = self.wake(runtime, None, &limits)?;
+        self.body = Body::Unborn(Some(born));
+        match &mut self.body {
+            Body::Unborn(Some(born)) => Ok(born),
+            _ => unreachable!("it was just put there"),
+        }
+    }
+
+    /// Ends a message that its guest ended well.
+    pub(crate) fn commit(&mut self, instance: Box<Instance>, total: Duration, fuel_used: u64) -> Outcome {
+        self.body = Body::Awake(instance);
+        let mut desk = lock(&self.desk);
+        desk.messages_handled += 1;
+        let turn = desk.turn.take().unwrap_or_default();
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        let tally = turn.tally;
+        Outcome {
+            reply: turn.reply,
+            tokens: tally.generated,
+            restored_tokens: tally.restored_tokens,
+            prefilled_tokens: tally.prefilled_tokens,
+            fuel_used,
+            timings: Timings {
+                total_ms: ms(total),
+                guest_ms: ms(tally.guest),
+                prefill_ms: ms(tally.prefill),
+                decode_ms: ms(tally.decode),
+                steps: tally.steps,
+            },
+        }
+    }
+
+    /// Ends a message that failed: the instance is gone, and everything is as it was before.
+    pub(crate) fn roll_back(&mut self, checkpoint: Checkpoint) {
+        self.body = match checkpoint.image {
+            Some(image) => Body::Asleep(image),
+            None => Body::Unborn(None),
+        };
+        let mut desk = lock(&self.desk);
+        desk.sessions = checkpoint.sessions;
+        desk.random = checkpoint.random;
+        desk.slot = Default::default();
+        desk.turn = None;
+        self.desk.clear_poison();
+    }
+
+    /// Why a message failed: what `handle` returned, or the limit that it met on its way.
+    pub(crate) fn failure(&self, instance: &Instance, returned: wasmtime::Result<i32>, limits: (u64, usize)) -> Error {
+        let noted = lock(&self.desk).turn.as_mut().and_then(|t| t.noted.take());
+        let memory = instance.refused_memory_bytes().map(|asked_bytes| Error::LimitMemory { asked_bytes, limit_bytes: limits.1 });
+        let own = match returned {
+            Ok(code) => Error::GuestFailed { code },
+            Err(e) => trap(&e, limits.0),
+        };
+        if matches!(own, Error::LimitFuel { .. }) { own } else { noted.or(memory).unwrap_or(own) }
+    }
+
+    /// A hash of memory, globals, sessions, samplers, random state and settings: all that a message may change but the KV's bytes, which
+    /// follow from the tokens.
+    pub(crate) fn state_hash(&mut self, runtime: &Runtime) -> Result<Hash, Error> {
+        let image = match self.image() {
+            Some(image) => image,
+            None => Arc::new(self.be_born(runtime)?.image()),
+        };
+        let mut hasher = blake3::Hasher::new();
+        let desk = lock(&self.desk);
+        hasher
+            .update(format!("{:?}", (image.memory_bytes, &image.pages, &image.globals, &desk.settings, desk.random.to_text())).as_bytes());
+        hasher.update(&image.bytes);
+        for (handle, session) in desk.sessions.iter() {
+            let state = (handle, session.tokens(), session.evaluated(), session.context_max(), session.sampler().to_json());
+            hasher.update(format!("{state:?}").as_bytes());
+        }
+        Ok(Hash(*hasher.finalize().as_bytes()))
+    }
+}
+
+fn check_bytes(message: &[u8], limits: &Limits) -> Result<(), Error> {
+    let (bytes, limit_bytes) = (message.len(), limits.message_bytes);
+    if bytes <= limit_bytes { Ok(()) } else { Err(Error::LimitMessage { bytes, limit_bytes }) }
+}
+
+/// Whether settings are within their limit.
+pub(crate) fn check_settings(settings: &std::collections::BTreeMap<String, String>, limits: &Limits) -> Result<(), Error> {
+    let bytes = settings.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let limit_bytes = limits.settings_bytes;
+    if bytes <= limit_bytes { Ok(()) } else { Err(Error::LimitSettings { bytes, limit_bytes }) }
+}

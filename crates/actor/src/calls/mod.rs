@@ -1,0 +1,111 @@
+//! The host functions of the contract: `guest/include/driftwood.h` is the specification, each function here is one of its lines.
+//!
+//! Every function checks its arguments at the border (`memory.rs`), works on the actor's desk and answers a number. None panics or
+//! blocks on another actor; the four that need inference park their guest (`parked.rs`). A call costs fuel for the host's work.
+
+mod compute;
+mod generate;
+mod messages;
+mod models;
+mod sessions;
+
+use crate::abi::{MODULE, Refused};
+use crate::desk::{Desk, lock};
+use crate::instance::Guest;
+use crate::limits::{CALL_FUEL, TEXT_BYTE_FUEL};
+use crate::memory::GuestMemory;
+use std::future::Future;
+use wasmtime::{AsContextMut, Caller, Linker};
+
+/// All functions of the contract.
+pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Guest>> {
+    let mut linker = Linker::new(engine);
+    messages::link(&mut linker)?;
+    models::link(&mut linker)?;
+    sessions::link(&mut linker)?;
+    generate::link(&mut linker)?;
+    compute::link(&mut linker)?;
+    Ok(linker)
+}
+
+/// Runs a host call: charges fuel, takes memory and desk, and turns a refusal into its number.
+fn answer(
+    caller: &mut Caller<'_, Guest>,
+    fuel: u64,
+    call: impl FnOnce(&mut GuestMemory<'_>, &mut Desk) -> Result<i32, Refused>,
+) -> wasmtime::Result<i32> {
+    with_desk(caller, fuel, call).map(number)
+}
+
+/// As [`answer`], for a part of a call.
+fn with_desk<R>(
+    caller: &mut Caller<'_, Guest>,
+    fuel: u64,
+    call: impl FnOnce(&mut GuestMemory<'_>, &mut Desk) -> Result<R, Refused>,
+) -> wasmtime::Result<Result<R, Refused>> {
+    let Some(memory) = caller.data().memory else { return Ok(Err(NO_MESSAGE)) };
+    let most = TEXT_BYTE_FUEL * memory.data_size(&*caller) as u64; // a wild length is refused for what it is, not for its cost
+    charge(caller, fuel.min(most))?;
+    let (bytes, guest) = memory.data_and_store_mut(caller.as_context_mut());
+    let desk = guest.desk.clone();
+    let mut desk = lock(&desk);
+    if desk.turn.is_none() {
+        return Ok(Err(NO_MESSAGE));
+    }
+    Ok(call(&mut GuestMemory::new(bytes), &mut desk))
+}
+
+/// What every call answers from `start` and `_initialize`, so that an actor's birth is the same wherever it happens.
+const NO_MESSAGE: Refused = Refused::BadArgument;
+
+/// Takes fuel for work that the host does; a guest that has too little left ends as it would by its own instructions.
+fn charge(caller: &mut Caller<'_, Guest>, fuel: u64) -> wasmtime::Result<()> {
+    let left = caller.get_fuel()?.checked_sub(fuel.saturating_add(CALL_FUEL));
+    caller.set_fuel(left.unwrap_or(0))?;
+    if left.is_some() { Ok(()) } else { Err(wasmtime::Trap::OutOfFuel.into()) }
+}
+
+/// Fuel for a text of so many bytes.
+fn text_fuel(bytes: u32) -> u64 {
+    u64::from(bytes) * TEXT_BYTE_FUEL
+}
+
+fn number(answer: Result<i32, Refused>) -> i32 {
+    answer.unwrap_or_else(|refused| refused as i32)
+}
+
+/// What an asynchronous host function returns to Wasmtime.
+type Answer<'a> = Box<dyn Future<Output = wasmtime::Result<i32>> + Send + 'a>;
+
+/// Ends an asynchronous host function early with a refusal, as `?` does in others.
+macro_rules! granted {
+    ($answer:expr) => {
+        match $answer {
+            Ok(value) => value,
+            Err(refused) => return Ok(refused as i32),
+        }
+    };
+}
+use granted;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::FUNCTIONS;
+    use wasmtime::ExternType;
+
+    /// The linker defines exactly the functions of the contract, with the types that admission asks for.
+    #[test]
+    fn every_function_of_the_contract_is_linked() {
+        let engine = wasmtime::Engine::default();
+        let linker = linker(&engine).unwrap();
+        let mut imports = String::new();
+        for (name, parameters, result) in FUNCTIONS {
+            let parameters = "i32 ".repeat(parameters);
+            imports += &format!("(import \"{MODULE}\" \"{name}\" (func (param {parameters}) (result {result})))");
+        }
+        let module = wasmtime::Module::new(&engine, wat::parse_str(format!("(module {imports})")).unwrap()).unwrap();
+        assert_eq!(module.imports().filter(|i| matches!(i.ty(), ExternType::Func(_))).count(), FUNCTIONS.len());
+        linker.instantiate_pre(&module).unwrap();
+    }
+}

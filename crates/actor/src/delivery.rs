@@ -1,0 +1,227 @@
+//! The step loop: messages become futures, and the requests of all parked guests of one model become one step.
+//!
+//! A round polls every guest that can run. When all are parked (or those that still compute have had their patience), each model that
+//! somebody waits for takes one step with all who wait. A guest that computes for long yields by the clock and neither holds up a step
+//! nor escapes its limits.
+
+use crate::actor::{Actor, Begun, Checkpoint};
+use crate::desk::{Desk, lock};
+use crate::host::Host;
+use crate::instance::Instance;
+use crate::limits::{HANDLED_AT_ONCE_MAX, STEP_PATIENCE};
+use crate::{Error, Event, Message, Outcome};
+use driftwood_engine::Batch;
+use std::any::Any;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// Who hears what actors say while they handle messages: the actor's name, and what it said.
+pub(crate) type Listener<'a> = &'a mut dyn FnMut(&str, Event<'_>);
+
+type Handling = Pin<Box<dyn Future<Output = (Box<Instance>, wasmtime::Result<i32>)> + Send>>;
+
+/// All messages of one call of [`Host::deliver`].
+pub(crate) struct Delivery {
+    waiting: VecDeque<(usize, Message)>,
+    running: Vec<Running>,
+    results: Vec<Option<Result<Outcome, Error>>>,
+}
+
+/// A message that is being handled.
+struct Running {
+    index: usize,
+    name: String,
+    actor: Actor,
+    handling: Handling,
+    checkpoint: Checkpoint,
+    started: Instant,
+    fuel: u64,
+    memory_limit_bytes: usize,
+    wall: Duration,
+    reply_shown: usize,
+    parked: bool,
+}
+
+impl Delivery {
+    pub(crate) fn new(messages: Vec<Message>) -> Delivery {
+        let results = messages.iter().map(|_| None).collect();
+        Delivery { waiting: messages.into_iter().enumerate().collect(), running: Vec::new(), results }
+    }
+
+    /// Handles every message.
+    pub(crate) fn run(mut self, host: &mut Host, listener: Listener<'_>) -> Vec<Result<Outcome, Error>> {
+        loop {
+            self.start(host);
+            if self.running.is_empty() && self.waiting.is_empty() {
+                break;
+            }
+            self.poll_all(host, listener);
+            self.step_all(host);
+        }
+        self.results.into_iter().map(|r| r.expect("every message was handled")).collect()
+    }
+
+    /// Starts messages whose actors are free, in their order.
+    fn start(&mut self, host: &mut Host) {
+        for _ in 0..self.waiting.len() {
+            let Some((index, message)) = self.waiting.pop_front() else { break };
+            let full = self.running.len() >= HANDLED_AT_ONCE_MAX;
+            let ahead = |name: &str| self.waiting.iter().any(|(i, m)| *i < index && m.actor == name);
+            if full || ahead(&message.actor) || self.running.iter().any(|r| r.name == message.actor) {
+                self.waiting.push_back((index, message));
+                continue;
+            }
+            match Running::start(host, index, message) {
+                Ok(running) => self.running.push(running),
+                Err(e) => self.results[index] = Some(Err(e)),
+            }
+        }
+    }
+
+    /// Polls guests until each is parked or done, or has used up the patience of those who wait.
+    fn poll_all(&mut self, host: &mut Host, listener: Listener<'_>) {
+        let started = Instant::now();
+        loop {
+            let mut computing = false;
+            let mut at = 0;
+            while at < self.running.len() {
+                let running = &mut self.running[at];
+                if !running.parked
+                    && let Some(result) = running.poll(listener)
+                {
+                    let done = self.running.swap_remove(at);
+                    let index = done.index;
+                    self.results[index] = Some(done.end(host, result));
+                    continue;
+                }
+                computing |= !self.running[at].parked;
+                at += 1;
+            }
+            if !computing || started.elapsed() >= STEP_PATIENCE {
+                return;
+            }
+        }
+    }
+
+    /// One step for each model that somebody waits for.
+    fn step_all(&mut self, host: &mut Host) {
+        while let Some(model) = self.running.iter().filter(|r| r.parked).find_map(|r| lock(&r.actor.desk).asked_model()) {
+            let waits = |r: &&mut Running| r.parked && lock(&r.actor.desk).asked_model().is_some_and(|m| Arc::ptr_eq(&m, &model));
+            let mut waiting: Vec<&mut Running> = self.running.iter_mut().filter(waits).collect();
+            step(host.batch(&model), &mut waiting);
+        }
+    }
+}
+
+impl Running {
+    fn start(host: &mut Host, index: usize, message: Message) -> Result<Running, Error> {
+        let name = message.actor.clone();
+        let mut actor = host.take_actor(&name)?;
+        let memory_limit_bytes = message.limits.as_ref().unwrap_or(&actor.limits).memory_bytes;
+        let Begun { instance, checkpoint, fuel, wall } = match actor.begin(host.runtime(), message) {
+            Ok(begun) => begun,
+            Err(e) => {
+                host.put_actor(actor);
+                return Err(e);
+            }
+        };
+        let (handling, started): (Handling, _) = (Box::pin(instance.handle(fuel)), Instant::now());
+        Ok(Running { index, name, actor, handling, checkpoint, started, fuel, memory_limit_bytes, wall, reply_shown: 0, parked: false })
+    }
+
+    /// Lets the guest run until it parks, yields or ends.
+    fn poll(&mut self, listener: Listener<'_>) -> Option<Ended> {
+        let started = Instant::now();
+        let mut context = Context::from_waker(Waker::noop());
+        let polled = catch_unwind(AssertUnwindSafe(|| self.handling.as_mut().poll(&mut context)));
+        let ended = match polled {
+            Err(panic) => Some(Ended::Failed(Error::Bug { why: panic_text(&*panic) })),
+            Ok(Poll::Ready((instance, returned))) => Some(Ended::Returned(instance, returned)),
+            Ok(Poll::Pending) if self.started.elapsed() >= self.wall => {
+                Some(Ended::Failed(Error::LimitWall { limit_ms: self.wall.as_millis() as u64 }))
+            }
+            Ok(Poll::Pending) => {
+                self.parked = lock(&self.actor.desk).asked_model().is_some();
+                None
+            }
+        };
+        self.tell(listener, started.elapsed());
+        ended
+    }
+
+    /// Passes on what the guest said since the last poll.
+    fn tell(&mut self, listener: Listener<'_>, guest: Duration) {
+        let desk = self.actor.desk.clone();
+        let mut desk = lock(&desk);
+        let Some(turn) = &mut desk.turn else { return };
+        turn.tally.guest += guest;
+        for (level, text) in turn.logs.drain(..) {
+            listener(&self.name, Event::Log { level, text: &text });
+        }
+        if turn.reply.len() > self.reply_shown {
+            listener(&self.name, Event::Reply(&turn.reply[self.reply_shown..]));
+            self.reply_shown = turn.reply.len();
+        }
+    }
+
+    /// Commits or rolls back, and gives the actor back to the host.
+    fn end(self, host: &mut Host, ended: Ended) -> Result<Outcome, Error> {
+        let Running { mut actor, handling, checkpoint, started, fuel, memory_limit_bytes, .. } = self;
+        let result = match ended {
+            Ended::Returned(instance, Ok(0)) => {
+                let fuel_used = fuel - instance.store.get_fuel().unwrap_or(0).min(fuel);
+                Ok(actor.commit(instance, started.elapsed(), fuel_used))
+            }
+            Ended::Returned(instance, returned) => Err(actor.failure(&instance, returned, (fuel, memory_limit_bytes))),
+            Ended::Failed(e) => Err(e),
+        };
+        drop(handling); // unwinds a guest that is still on its stack, before its desk is set back
+        if result.is_err() {
+            actor.roll_back(checkpoint);
+        }
+        host.put_actor(actor);
+        result
+    }
+}
+
+/// How a message ended.
+enum Ended {
+    Returned(Box<Instance>, wasmtime::Result<i32>),
+    Failed(Error),
+}
+
+/// One step for all who wait for one model. If it fails, each is tried alone, so that only the guilty hear of it.
+fn step(batch: &mut Batch, waiting: &mut [&mut Running]) {
+    let started = Instant::now();
+    let outcome = try_step(batch, waiting);
+    if outcome.is_err() && waiting.len() > 1 {
+        for one in waiting.chunks_mut(1) {
+            step(batch, one);
+        }
+        return;
+    }
+    let took = started.elapsed();
+    for running in waiting {
+        lock(&running.actor.desk).answer(outcome.clone(), took);
+        running.parked = false;
+    }
+}
+
+fn try_step(batch: &mut Batch, waiting: &[&mut Running]) -> Result<(), String> {
+    let mut desks: Vec<MutexGuard<'_, Desk>> = waiting.iter().map(|r| lock(&r.actor.desk)).collect();
+    let mut work: Vec<_> = desks.iter_mut().filter_map(|desk| desk.work()).collect();
+    match catch_unwind(AssertUnwindSafe(|| batch.step(&mut work))) {
+        Ok(outcome) => outcome.map_err(|e| e.to_string()),
+        Err(panic) => Err(format!("the engine has a bug: {}", panic_text(&*panic))),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without text".into())
+}

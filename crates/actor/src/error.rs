@@ -1,0 +1,244 @@
+//! The one error type of this crate. Each variant carries the values that its message names.
+
+use std::path::PathBuf;
+
+/// What can go wrong with an actor.
+///
+/// An error from a message means that the message had no effect: memory, globals, sessions, samplers and random state are as before.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No actor of that name is in the host or in the state folder.
+    #[error("there is no actor `{name}`; spawn or thaw one")]
+    NoSuchActor {
+        /// The name asked for.
+        name: String,
+    },
+    /// The name is in use.
+    #[error("an actor `{name}` exists already; choose another name or remove it")]
+    NameTaken {
+        /// The name asked for.
+        name: String,
+    },
+    /// The name cannot be a name.
+    #[error("`{name}` is no name for an actor: {why}")]
+    BadName {
+        /// The name asked for, escaped.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Another process works with the actor.
+    #[error("the actor `{name}` is held by {by}; end it or wait")]
+    Held {
+        /// The actor.
+        name: String,
+        /// Program and process id, as the holder wrote them.
+        by: String,
+    },
+    /// The guest's module is not admitted.
+    #[error("the guest's module is refused: {0}")]
+    Refused(#[from] crate::Refusal),
+    /// The module passed admission but could not be made ready.
+    #[error("the guest's module cannot be compiled: {why}")]
+    Compile {
+        /// The compiler's message.
+        why: String,
+    },
+    /// The guest speaks another version of the contract.
+    #[error("the guest was built for contract version {found}; this host has {supported}")]
+    ContractVersion {
+        /// What `driftwood_abi` returned.
+        found: i32,
+        /// This host's.
+        supported: i32,
+    },
+    /// The guest did something that Wasm does not allow.
+    #[error("the guest trapped: {why}")]
+    Trap {
+        /// The trap and where it happened.
+        why: String,
+    },
+    /// The guest returned an error code of its own.
+    #[error("the guest failed with its error code {code}")]
+    GuestFailed {
+        /// What `handle` returned.
+        code: i32,
+    },
+    /// The message used up its fuel.
+    #[error("the guest used up its {limit} units of fuel on one message; raise the limit if it should compute for longer")]
+    LimitFuel {
+        /// The limit.
+        limit: u64,
+    },
+    /// The guest asked for more memory than it may have, and failed.
+    #[error("the guest needs {asked_bytes} bytes of memory, its limit is {limit_bytes}")]
+    LimitMemory {
+        /// What it asked for.
+        asked_bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The message took too long.
+    #[error("the message took longer than {limit_ms} ms; raise the limit of wall time")]
+    LimitWall {
+        /// The limit.
+        limit_ms: u64,
+    },
+    /// The message needed more tokens than it may use.
+    #[error("the message needs more than {limit} tokens; raise the limit")]
+    LimitTokens {
+        /// The limit.
+        limit: usize,
+    },
+    /// The actor asked for more sessions than it may open.
+    #[error("the actor has its {limit} sessions open already; it must close one")]
+    LimitSessions {
+        /// The limit.
+        limit: usize,
+    },
+    /// The actor's sessions need more KV than they may have.
+    #[error("the actor's sessions need {asked_bytes} bytes of KV, their limit is {limit_bytes}; truncate or close one")]
+    LimitKv {
+        /// What they would need.
+        asked_bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The reply became too long.
+    #[error("the reply has more than {limit_bytes} bytes")]
+    LimitReply {
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The message is too long.
+    #[error("the message has {bytes} bytes, the limit is {limit_bytes}")]
+    LimitMessage {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The settings are too long.
+    #[error("the settings have {bytes} bytes, the limit is {limit_bytes}")]
+    LimitSettings {
+        /// Their length.
+        bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The host has all the actors that it can have.
+    #[error("the host has its {limit} actors already; remove some")]
+    LimitActors {
+        /// The limit.
+        limit: usize,
+    },
+    /// No model of that name can be found.
+    #[error("no model `{name}`: {why}")]
+    NoSuchModel {
+        /// The name asked for.
+        name: String,
+        /// What the resolver says one can do.
+        why: String,
+    },
+    /// The engine refused or failed.
+    #[error(transparent)]
+    Engine(#[from] driftwood_engine::Error),
+    /// The engine failed during a message, perhaps for several actors at once.
+    #[error("the model could not compute: {why}")]
+    Compute {
+        /// The engine's message.
+        why: String,
+    },
+    /// The model is another one than the snapshot's.
+    #[error(
+        "the snapshot was made with another model `{model}` (fingerprint {stored}, here {here}); thaw with --reprefill to compute its context again"
+    )]
+    OtherModel {
+        /// The model's name.
+        model: String,
+        /// The stored fingerprint.
+        stored: driftwood_snapshot::Hash,
+        /// The fingerprint of the model here.
+        here: driftwood_snapshot::Hash,
+    },
+    /// The model has another vocabulary, so that the stored token ids mean nothing to it.
+    #[error("the model `{model}` has another vocabulary than the snapshot's: its tokens cannot be prefilled again")]
+    OtherVocabulary {
+        /// The model's name.
+        model: String,
+    },
+    /// The snapshot's parts do not fit this version or each other.
+    #[error("the snapshot cannot be thawed: {why}")]
+    Unthawable {
+        /// What does not fit.
+        why: String,
+    },
+    /// A snapshot file could not be written or read.
+    #[error(transparent)]
+    Snapshot(#[from] driftwood_snapshot::Error),
+    /// The system refused something on a file or folder.
+    #[error("cannot {operation} {}: {source}", path.display())]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The machine has no memory or randomness left, or Wasmtime refused.
+    #[error("the host cannot {operation}: {why}")]
+    Host {
+        /// What was tried.
+        operation: &'static str,
+        /// What was answered.
+        why: String,
+    },
+    /// A bug of the host. The message was rolled back.
+    #[error("the host has a bug: {why}")]
+    Bug {
+        /// The panic's message.
+        why: String,
+    },
+}
+
+impl Error {
+    /// A stable name of the kind of error, for programs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Error::NoSuchActor { .. } => "no_such_actor",
+            Error::NameTaken { .. } => "name_taken",
+            Error::BadName { .. } => "bad_name",
+            Error::Held { .. } => "held",
+            Error::Refused(_) => "refused",
+            Error::Compile { .. } => "compile",
+            Error::ContractVersion { .. } => "contract_version",
+            Error::Trap { .. } => "trap",
+            Error::GuestFailed { .. } => "guest_failed",
+            Error::LimitFuel { .. } => "limit_fuel",
+            Error::LimitMemory { .. } => "limit_memory",
+            Error::LimitWall { .. } => "limit_wall",
+            Error::LimitTokens { .. } => "limit_tokens",
+            Error::LimitSessions { .. } => "limit_sessions",
+            Error::LimitKv { .. } => "limit_kv",
+            Error::LimitReply { .. } => "limit_reply",
+            Error::LimitMessage { .. } => "limit_message",
+            Error::LimitSettings { .. } => "limit_settings",
+            Error::LimitActors { .. } => "limit_actors",
+            Error::NoSuchModel { .. } => "no_such_model",
+            Error::Engine(_) => "engine",
+            Error::Compute { .. } => "compute",
+            Error::OtherModel { .. } => "other_model",
+            Error::OtherVocabulary { .. } => "other_vocabulary",
+            Error::Unthawable { .. } => "unthawable",
+            Error::Snapshot(_) => "snapshot",
+            Error::System { .. } => "system",
+            Error::Host { .. } => "host",
+            Error::Bug { .. } => "bug",
+        }
+    }
+
+    pub(crate) fn host(operation: &'static str) -> impl Fn(wasmtime::Error) -> Error {
+        move |e| Error::Host { operation, why: format!("{e:#}") }
+    }
+}

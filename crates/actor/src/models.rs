@@ -1,0 +1,62 @@
+//! The models of a host, opened when first named and kept.
+
+use crate::Error;
+use driftwood_compute::Cpu;
+use driftwood_engine::Model;
+use driftwood_snapshot::Hash;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Finds the file of a model by its name; else says what the user can do.
+pub type ModelResolver = Box<dyn Fn(&str) -> Result<PathBuf, String> + Send>;
+
+/// What guests and the host share: a device, and models by name.
+pub(crate) struct Models {
+    device: Arc<Cpu>,
+    resolver: Mutex<ModelResolver>,
+    open: Mutex<BTreeMap<String, Arc<Model>>>,
+    vocabularies: Mutex<BTreeMap<String, Hash>>,
+}
+
+impl Models {
+    pub(crate) fn new(device: Arc<Cpu>, resolver: ModelResolver) -> Models {
+        Models { device, resolver: Mutex::new(resolver), open: Mutex::default(), vocabularies: Mutex::default() }
+    }
+
+    pub(crate) fn device(&self) -> &Cpu {
+        &self.device
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Result<Arc<Model>, Error> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(model) = open.get(name) {
+            return Ok(model.clone());
+        }
+        let resolver = self.resolver.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = resolver(name).map_err(|why| Error::NoSuchModel { name: name.to_owned(), why })?;
+        let model = Model::open(name, &path, self.device.clone())?;
+        open.insert(name.to_owned(), model.clone());
+        Ok(model)
+    }
+
+    pub(crate) fn add(&self, model: Arc<Model>) {
+        let name = model.name().to_owned();
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(name, model);
+    }
+
+    /// A hash of every piece of a model's vocabulary: models with equal ones give token ids the same meaning.
+    pub(crate) fn vocabulary(&self, model: &Model) -> Hash {
+        let mut known = self.vocabularies.lock().unwrap_or_else(PoisonError::into_inner);
+        *known.entry(model.name().to_owned()).or_insert_with(|| {
+            let tokenizer = model.tokenizer();
+            let mut hasher = blake3::Hasher::new();
+            for token in 0..tokenizer.vocab_len() as u32 {
+                let text = tokenizer.token_text(token).unwrap_or_default();
+                hasher.update(&(text.len() as u64).to_le_bytes());
+                hasher.update(text.as_bytes());
+            }
+            Hash(*hasher.finalize().as_bytes())
+        })
+    }
+}

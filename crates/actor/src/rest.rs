@@ -1,0 +1,451 @@
+//! Freezing an actor into a file, and thawing it: the words of this crate turned into those of `driftwood-snapshot` and back.
+//!
+//! Limits and grants are never in the file. KV comes back by content hash, verified before the first step that reads it, and only to
+//! the sessions that the file gives it to.
+
+use crate::actor::{Actor, Body, check_settings};
+use crate::desk::lock;
+use crate::host::{Host, no_such};
+use crate::instance::{IMAGE_PAGE_BYTES, Image};
+use crate::limits::Limits;
+use crate::random::Random;
+use crate::runtime::Compiled;
+use crate::sessions::Sessions;
+use crate::{Error, abi};
+use driftwood_compute::{KV_BLOCK_TOKENS, KvDType};
+use driftwood_engine::{BlockAtRest, Logits, Model, RestoredBlock, RestoredSession, Sampler, Session, SessionOptions, SharedBlock, Work};
+use driftwood_region::{DType, Shape, View};
+use driftwood_snapshot::{self as snapshot, Existing, Global, GuestState, Hash, Identity, Manifest, PoolInfo, Snapshot};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The key of the manifest's notes under which the vocabularies of models stand.
+const VOCABULARIES: &str = "vocabularies";
+
+/// What came of freezing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FreezeReport {
+    /// Who was frozen.
+    pub identity: Identity,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// How many of them are KV.
+    pub kv_bytes: u64,
+    /// Until the last byte was hashed and handed to the system.
+    pub serialise_ms: f64,
+    /// Until the disk had it and the file its name.
+    pub sync_ms: f64,
+}
+
+/// Who a thawed actor is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IdentityRule {
+    /// A new actor, child of the one in the file. One file may be thawed many times.
+    #[default]
+    Mint,
+    /// The very actor of the file: for its owner, who reads its own state folder.
+    Keep,
+}
+
+/// How to thaw. Limits and grants are those of the host that will run the actor.
+#[derive(Clone, Debug, Default)]
+pub struct ThawOptions {
+    /// Who it will be.
+    pub identity: IdentityRule,
+    /// Whether to compute the context again if the model is another one than the file's; else that is an error.
+    pub reprefill: bool,
+    /// The model to use where the file has the one of its setting `model`.
+    pub model: Option<String>,
+    /// What it may use.
+    pub limits: Limits,
+    /// Names of the models that it may use; if empty, the one that the setting `model` names.
+    pub models: Vec<String>,
+    /// Settings that replace the file's.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// What came of thawing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ThawReport {
+    /// Who was thawed.
+    pub identity: Identity,
+    /// Tokens whose KV came from the file.
+    pub restored_tokens: usize,
+    /// Tokens whose KV was computed again.
+    pub recomputed_tokens: usize,
+    /// What is promised of the continuation.
+    pub exactness: Exactness,
+}
+
+/// What is promised of a thawed actor's continuation, beside the one that was never frozen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exactness {
+    /// The same bits.
+    SameBits,
+    /// KV of another arithmetic, device or kernel version: the continuation may differ.
+    OtherNumerics {
+        /// What computed the KV in the file.
+        stored: String,
+        /// What computes here.
+        here: String,
+    },
+    /// The context was computed again by another model.
+    Recomputed,
+}
+
+impl fmt::Display for Exactness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exactness::SameBits => f.write_str("bit-identical continuation"),
+            Exactness::OtherNumerics { stored, here } => {
+                write!(f, "different numerics ({stored}, here {here}): the continuation may differ")
+            }
+            Exactness::Recomputed => f.write_str("context computed again by another model"),
+        }
+    }
+}
+
+impl Host {
+    /// Writes an actor as one file, durably and in one step: there is the old file or the new one, never a part.
+    ///
+    /// # Errors
+    /// If there is no such actor, or the file cannot be written.
+    pub fn freeze(&mut self, name: &str, path: &Path, existing: Existing) -> Result<FreezeReport, Error> {
+        let models = self.models.clone();
+        let runtime = self.shared_runtime();
+        let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
+        let (desk, identity, compiled) = (actor.desk.clone(), actor.identity.clone(), actor.compiled.clone());
+        let (memory, globals) = actor.memory_and_globals(&runtime)?;
+        let desk = lock(&desk);
+        let mut pools = Pools::default();
+        let sessions: Vec<_> = desk.sessions.iter().map(|(handle, session)| pools.session(handle, session)).collect();
+        let state = GuestState {
+            abi: abi::VERSION as u32,
+            globals,
+            settings: desk.settings.clone(),
+            random_state: desk.random.to_text(),
+            messages_handled: desk.messages_handled,
+        };
+        let vocabularies: BTreeMap<&str, Hash> = pools.models.iter().map(|m| (m.name(), models.vocabulary(m))).collect();
+        let notes = BTreeMap::from([(VOCABULARIES.to_owned(), serde_json::json!(vocabularies))]);
+        let contents = snapshot::Contents {
+            writer: concat!("driftwood ", env!("CARGO_PKG_VERSION")),
+            identity: &identity,
+            guest: Some(snapshot::GuestContents { state, module: &compiled.module, memory: &memory }),
+            pools: pools.contents,
+            sessions,
+            notes,
+        };
+        let report = snapshot::write(&contents, path, existing)?;
+        Ok(FreezeReport {
+            identity,
+            bytes: report.bytes,
+            kv_bytes: report.kv_bytes,
+            serialise_ms: report.serialise_ms,
+            sync_ms: report.sync_ms,
+        })
+    }
+
+    /// Brings the actor of a file to life under a name of this host. No code of the guest runs.
+    ///
+    /// The file stays mapped as long as a session reads KV from it: it must be one that the state folder owns, never changed in place.
+    ///
+    /// # Errors
+    /// If the name is taken, the file is damaged or foreign, its model is not here or another one, or a limit is too low.
+    pub fn thaw(&mut self, path: &Path, name: &str, options: ThawOptions) -> Result<ThawReport, Error> {
+        self.check_free(name)?;
+        let file = Snapshot::open(path)?;
+        file.verify_small()?;
+        let guest = file.manifest().guest.as_ref().ok_or_else(|| unthawable("it has no guest"))?;
+        if guest.state.abi != abi::VERSION as u32 {
+            return Err(Error::ContractVersion { found: guest.state.abi as i32, supported: abi::VERSION });
+        }
+        let module: Arc<[u8]> = file.module().ok_or_else(|| unthawable("it has no module"))?.bytes().into();
+        let compiled = self.runtime().compile(&module)?;
+        let image = read_image(&file, guest, &compiled, &options.limits)?;
+        let random = Random::from_text(&guest.state.random_state).ok_or_else(|| unthawable("its random state is of no known kind"))?;
+        let mut settings = guest.state.settings.clone();
+        settings.extend(options.settings.clone());
+        settings.extend(options.model.iter().map(|model| ("model".to_owned(), model.clone())));
+        check_settings(&settings, &options.limits)?;
+        let mut thawing = Thawing::new(&file, &options, guest.state.settings.get("model"), settings.get("model"));
+        thawing.sessions(self)?;
+        let identity = match options.identity {
+            IdentityRule::Mint => Identity::mint(name, Some(file.manifest().identity.id))?,
+            IdentityRule::Keep => Identity { name: name.to_owned(), ..file.manifest().identity.clone() },
+        };
+        let report = thawing.report(identity.clone());
+        let desk = self.desk(options.models.clone(), settings, random, thawing.open, guest.state.messages_handled);
+        let body = Body::Asleep(Arc::new(image));
+        self.actors.insert(name.to_owned(), Actor { identity, compiled, limits: options.limits, desk, body });
+        Ok(report)
+    }
+}
+
+fn unthawable(why: impl Into<String>) -> Error {
+    Error::Unthawable { why: why.into() }
+}
+
+impl Actor {
+    /// The whole linear memory, without a copy if the guest is awake, and the mutable globals.
+    fn memory_and_globals(&mut self, runtime: &crate::runtime::Runtime) -> Result<(Cow<'_, [u8]>, Vec<Global>), Error> {
+        if let Body::Unborn(None) = self.body {
+            self.be_born(runtime)?;
+        }
+        let slots = self.compiled.admitted.globals.clone();
+        let named = |bits: Vec<u128>| slots.iter().zip(bits).map(|(s, bits)| Global { index: s.index, kind: s.kind, bits }).collect();
+        match &mut self.body {
+            Body::Awake(instance) | Body::Unborn(Some(instance)) => {
+                let globals = named(instance.global_bits());
+                Ok((Cow::Borrowed(instance.memory()), globals))
+            }
+            Body::Asleep(image) => Ok((Cow::Owned(image.inflate()), named(image.globals.clone()))),
+            Body::Unborn(None) | Body::Away => Err(Error::Bug { why: "an actor was frozen while it was away".into() }),
+        }
+    }
+}
+
+/// Gathers KV for a snapshot: each model and dtype is a pool, each block stands in it once.
+#[derive(Default)]
+struct Pools<'a> {
+    contents: Vec<snapshot::PoolContents<'a>>,
+    models: Vec<Arc<Model>>,
+    known: HashMap<(usize, usize), u32>, // (pool, block's identity) -> index in the pool
+}
+
+impl<'a> Pools<'a> {
+    fn session(&mut self, handle: u32, session: &'a Session) -> snapshot::SessionContents<'a> {
+        let pool = self.pool(session);
+        let at_rest = session.at_rest();
+        snapshot::SessionContents {
+            state: snapshot::SessionState {
+                handle,
+                pool: pool as u32,
+                context_max: session.context_max() as u32,
+                sampler: session.sampler().to_json(),
+            },
+            tokens: session.tokens(),
+            evaluated: session.evaluated() as u32,
+            blocks: at_rest.blocks.iter().map(|block| self.block(pool, block)).collect(),
+            tail: at_rest.tail.map(|block| block.bytes()),
+        }
+    }
+
+    fn pool(&mut self, session: &Session) -> usize {
+        let (model, layout) = (session.model(), session.kv_layout());
+        let dtype = stored_dtype(layout.dtype);
+        let same = |(c, m): (&snapshot::PoolContents<'_>, &Arc<Model>)| Arc::ptr_eq(m, model) && c.info.dtype == dtype;
+        if let Some(pool) = self.contents.iter().zip(&self.models).position(same) {
+            return pool;
+        }
+        let info = PoolInfo {
+            model: model.name().to_owned(),
+            fingerprint: Hash(model.fingerprint()),
+            numerics: session.numerics_id(),
+            architecture: model.config().architecture.to_owned(),
+            layers: layout.layers as u32,
+            kv_heads: layout.kv_heads as u32,
+            head_dim: layout.head_dim as u32,
+            dtype,
+            block_tokens: KV_BLOCK_TOKENS as u32,
+            block_bytes: layout.block_bytes() as u64,
+        };
+        self.contents.push(snapshot::PoolContents { info, blocks: Vec::new() });
+        self.models.push(model.clone());
+        self.contents.len() - 1
+    }
+
+    fn block(&mut self, pool: usize, block: &BlockAtRest<'a>) -> u32 {
+        let snapshot::PoolContents { info, blocks } = &mut self.contents[pool];
+        let next = blocks.len() as u32;
+        let index = *self.known.entry((pool, block.identity())).or_insert(next);
+        if index == next {
+            let bytes = &block.bytes()[..info.block_bytes as usize];
+            blocks.push(snapshot::Block { bytes, hash: block.known_hash().map(Hash) });
+        }
+        index
+    }
+}
+
+fn stored_dtype(dtype: KvDType) -> snapshot::KvDType {
+    match dtype {
+        KvDType::F16 => snapshot::KvDType::F16,
+        KvDType::F32 => snapshot::KvDType::F32,
+        KvDType::Q8 => snapshot::KvDType::Q8,
+    }
+}
+
+fn live_dtype(dtype: snapshot::KvDType) -> KvDType {
+    match dtype {
+        snapshot::KvDType::F16 => KvDType::F16,
+        snapshot::KvDType::F32 => KvDType::F32,
+        snapshot::KvDType::Q8 => KvDType::Q8,
+    }
+}
+
+/// Memory and globals of a file, checked against the module and the limits.
+fn read_image(file: &Snapshot, guest: &snapshot::Guest, compiled: &Compiled, limits: &Limits) -> Result<Image, Error> {
+    let memory_bytes = usize::try_from(guest.memory.bytes).unwrap_or(usize::MAX);
+    if memory_bytes > limits.memory_bytes {
+        return Err(Error::LimitMemory { asked_bytes: memory_bytes, limit_bytes: limits.memory_bytes });
+    }
+    if memory_bytes < compiled.admitted.memory_bytes || !memory_bytes.is_multiple_of(1 << 16) {
+        return Err(unthawable("its memory has no size that its module can have"));
+    }
+    if guest.memory.stored_page_bytes as usize != IMAGE_PAGE_BYTES {
+        return Err(unthawable("its memory has pages of another size than 4096 bytes"));
+    }
+    let slots = &compiled.admitted.globals;
+    let same = |(slot, global): (&crate::admit::GlobalSlot, &Global)| (slot.index, slot.kind) == (global.index, global.kind);
+    if slots.len() != guest.state.globals.len() || !slots.iter().zip(&guest.state.globals).all(same) {
+        return Err(unthawable("its globals are not those of its module"));
+    }
+    let globals = guest.state.globals.iter().map(|g| g.bits).collect();
+    let mut image = Image { memory_bytes, pages: Vec::new(), bytes: Vec::new(), globals };
+    for (page, bytes) in file.pages() {
+        if (page as usize + 1) * IMAGE_PAGE_BYTES > memory_bytes || bytes.len() != IMAGE_PAGE_BYTES {
+            return Err(unthawable("a page lies outside its memory"));
+        }
+        image.pages.push(page);
+        image.bytes.extend_from_slice(bytes);
+    }
+    Ok(image)
+}
+
+/// Sessions of a file on their way back.
+struct Thawing<'a> {
+    file: &'a Snapshot,
+    options: &'a ThawOptions,
+    /// The file's setting `model`, and what takes its place.
+    stored_model: Option<&'a String>,
+    own_model: Option<String>,
+    open: Sessions,
+    shared: HashMap<(u32, u32), SharedBlock>, // (pool, block)
+    restored_tokens: usize,
+    recomputed_tokens: usize,
+    exactness: Exactness,
+}
+
+impl<'a> Thawing<'a> {
+    fn new(file: &'a Snapshot, options: &'a ThawOptions, stored_model: Option<&'a String>, own_model: Option<&String>) -> Thawing<'a> {
+        Thawing {
+            file,
+            options,
+            stored_model,
+            own_model: own_model.cloned(),
+            open: Sessions::default(),
+            shared: HashMap::new(),
+            restored_tokens: 0,
+            recomputed_tokens: 0,
+            exactness: Exactness::SameBits,
+        }
+    }
+
+    fn sessions(&mut self, host: &mut Host) -> Result<(), Error> {
+        let manifest: &Manifest = self.file.manifest();
+        let limit = self.options.limits.sessions;
+        if manifest.sessions.len() > limit {
+            return Err(Error::LimitSessions { limit });
+        }
+        for (index, stored) in manifest.sessions.iter().enumerate() {
+            let info = &manifest.pools[stored.state.pool as usize].info;
+            let model = host.model(&self.model_name(info)?)?;
+            let sampler = Sampler::from_json(stored.state.sampler.clone())?;
+            let session = if Hash(model.fingerprint()) == info.fingerprint {
+                self.restore(&model, index, sampler)?
+            } else {
+                self.recompute(host, &model, index, sampler)?
+            };
+            if !self.open.insert_at(stored.state.handle, session) {
+                return Err(unthawable(format!("it has no place for a session of handle {}", stored.state.handle)));
+            }
+        }
+        let (asked_bytes, limit_bytes) = (self.open.kv_bytes(), self.options.limits.kv_bytes);
+        if asked_bytes > limit_bytes { Err(Error::LimitKv { asked_bytes, limit_bytes }) } else { Ok(()) }
+    }
+
+    /// The model here that takes the place of a pool's, if the actor may use it.
+    fn model_name(&self, info: &PoolInfo) -> Result<String, Error> {
+        let swapped = self.stored_model.is_some_and(|stored| *stored == info.model);
+        let name = self.own_model.as_ref().filter(|_| swapped).unwrap_or(&info.model).clone();
+        let granted =
+            if self.options.models.is_empty() { self.own_model.as_ref() == Some(&name) } else { self.options.models.contains(&name) };
+        if granted { Ok(name) } else { Err(Error::NoSuchModel { name, why: "a session uses it, but the actor is not granted it".into() }) }
+    }
+
+    fn restore(&mut self, model: &Arc<Model>, index: usize, sampler: Sampler) -> Result<Session, Error> {
+        let manifest = self.file.manifest();
+        let stored = &manifest.sessions[index];
+        let pool = &manifest.pools[stored.state.pool as usize];
+        let options = SessionOptions { kv: live_dtype(pool.info.dtype), context_max: stored.state.context_max as usize };
+        let layout = model.kv_layout(options.kv);
+        let here =
+            (layout.layers as u32, layout.kv_heads as u32, layout.head_dim as u32, layout.block_bytes() as u64, KV_BLOCK_TOKENS as u32);
+        let i = &pool.info;
+        if (i.layers, i.kv_heads, i.head_dim, i.block_bytes, i.block_tokens) != here {
+            return Err(unthawable(format!("its KV is laid out in another way than the model `{}` does", model.name())));
+        }
+        let blocks = stored.blocks.iter().map(|&block| self.block(stored.state.pool, block)).collect::<Result<_, _>>()?;
+        let tail = self.file.tail(index).map_or(&[][..], |view| view.bytes());
+        let (tokens, evaluated) = (self.file.tokens(index), stored.evaluated as usize);
+        let session = Session::restore(model, RestoredSession { options, tokens, evaluated, blocks, tail, sampler })?;
+        for (at, &block) in stored.blocks.iter().enumerate() {
+            let held = session.shared_block(at).ok_or_else(|| unthawable("a block is missing"))?;
+            self.shared.entry((stored.state.pool, block)).or_insert(held);
+        }
+        if session.numerics_id() != pool.info.numerics && self.exactness == Exactness::SameBits {
+            self.exactness = Exactness::OtherNumerics { stored: pool.info.numerics.clone(), here: session.numerics_id() };
+        }
+        self.restored_tokens += evaluated;
+        Ok(session)
+    }
+
+    /// A block of the file: a view, or what a session before holds already.
+    fn block(&self, pool: u32, block: u32) -> Result<RestoredBlock, Error> {
+        if let Some(shared) = self.shared.get(&(pool, block)) {
+            return Ok(RestoredBlock::Shared(shared.clone()));
+        }
+        let stored = &self.file.manifest().pools[pool as usize];
+        let block_bytes = stored.info.block_bytes as usize;
+        let hash = stored.block_hashes.get(block as usize).ok_or_else(|| unthawable("a block has no hash"))?;
+        let all = self.file.blocks(pool as usize).ok_or_else(|| unthawable("a pool has no blocks"))?;
+        let shape = Shape::new(&[block_bytes]).expect("one extent");
+        let view = View::new(all.region(), all.offset_bytes() + block as usize * block_bytes, DType::U8, shape);
+        Ok(RestoredBlock::Mapped { view: view.map_err(|e| unthawable(e.to_string()))?, hash: hash.0 })
+    }
+
+    /// The same tokens on another model with the same vocabulary: evaluated anew.
+    fn recompute(&mut self, host: &mut Host, model: &Arc<Model>, index: usize, sampler: Sampler) -> Result<Session, Error> {
+        let manifest = self.file.manifest();
+        let stored = &manifest.sessions[index];
+        let info = &manifest.pools[stored.state.pool as usize].info;
+        let vocabulary = manifest.notes.get(VOCABULARIES).and_then(|all| all.get(&info.model)).and_then(|hash| hash.as_str());
+        if vocabulary != Some(host.models.vocabulary(model).to_string().as_str()) {
+            return Err(Error::OtherVocabulary { model: model.name().to_owned() });
+        }
+        if !self.options.reprefill {
+            let here = Hash(model.fingerprint());
+            return Err(Error::OtherModel { model: info.model.clone(), stored: info.fingerprint, here });
+        }
+        let context_max = (stored.state.context_max as usize).min(model.config().context_max);
+        let mut session = Session::open(model, SessionOptions { kv: live_dtype(info.dtype), context_max })?;
+        session.append(self.file.tokens(index))?;
+        session.set_sampler(sampler);
+        host.batch(model).step(&mut [Work::new(&mut session, Logits::None)])?;
+        self.recomputed_tokens += session.evaluated();
+        self.exactness = Exactness::Recomputed;
+        Ok(session)
+    }
+
+    fn report(&self, identity: Identity) -> ThawReport {
+        ThawReport {
+            identity,
+            restored_tokens: self.restored_tokens,
+            recomputed_tokens: self.recomputed_tokens,
+            exactness: self.exactness.clone(),
+        }
+    }
+}

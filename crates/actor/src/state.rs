@@ -1,0 +1,311 @@
+//! The folder in which actors rest between processes: `STATE/actors/NAME/actor.safetensors`, and a lock beside it.
+//!
+//! The files are immutable and published by rename, so they can be mapped while a newer one takes their place. Folders are 0700, files
+//! 0600. Whoever works with an actor holds `flock` on its `lock` file, in which its program and process id stand for those who wait.
+//! An import is a file of its own, `imported.safetensors`, until the actor is first saved here: it still carries its parent's identity.
+
+use crate::limits::NAME_BYTES_MAX;
+use crate::{Error, FreezeReport, Host, IdentityRule, ThawOptions, ThawReport};
+use driftwood_snapshot::{self as snapshot, Existing};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+const ACTOR_FILE: &str = "actor.safetensors";
+const IMPORTED_FILE: &str = "imported.safetensors";
+const LOCK_FILE: &str = "lock";
+/// Bytes that are read of what a holder wrote about itself.
+const HOLDER_BYTES_MAX: u64 = 256;
+
+/// Checks a name: 1 to 64 of `a-z 0-9 - _ .`, not beginning with a point or a dash, so that it is a file name and no option anywhere.
+///
+/// # Errors
+/// [`Error::BadName`], which says what is wrong.
+pub fn valid_name(name: &str) -> Result<(), Error> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.');
+    let why = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > NAME_BYTES_MAX {
+        "it has more than 64 bytes"
+    } else if !name.bytes().all(allowed) {
+        "only a-z, 0-9, `-`, `_` and `.` are allowed"
+    } else if name.starts_with(['.', '-']) {
+        "it begins with a point or a dash"
+    } else {
+        return Ok(());
+    };
+    Err(Error::BadName { name: name.escape_debug().take(2 * NAME_BYTES_MAX).collect(), why })
+}
+
+/// All actors at rest on this machine.
+#[derive(Clone, Debug)]
+pub struct StateFolder {
+    actors: PathBuf,
+}
+
+/// An actor in a listing. Its file is not opened for it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Bytes of its file.
+    pub file_bytes: u64,
+    /// When it was last saved.
+    pub modified: Option<SystemTime>,
+    /// Who works with it now.
+    pub held_by: Option<String>,
+}
+
+impl StateFolder {
+    /// Opens a state folder, making it if there is none.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn open(root: &Path) -> Result<StateFolder, Error> {
+        let actors = root.join("actors");
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&actors);
+        made.map_err(|e| system("make the folder", &actors, e))?;
+        Ok(StateFolder { actors })
+    }
+
+    /// Claims a new name.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`] if an actor has it, [`Error::Held`] if another process is about to.
+    pub fn create(&self, name: &str) -> Result<ActorFolder, Error> {
+        let folder = self.lock(name)?;
+        if folder.at_rest().is_some() { Err(Error::NameTaken { name: name.to_owned() }) } else { Ok(folder) }
+    }
+
+    /// Takes hold of an actor. It is held until the answer is dropped.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchActor`], or [`Error::Held`] with who holds it.
+    pub fn hold(&self, name: &str) -> Result<ActorFolder, Error> {
+        self.check_exists(name)?;
+        let folder = self.lock(name)?;
+        if folder.at_rest().is_some() { Ok(folder) } else { Err(Error::NoSuchActor { name: name.to_owned() }) }
+    }
+
+    /// Brings a file from elsewhere in under a new name: copied, every byte verified, and private.
+    ///
+    /// # Errors
+    /// As [`StateFolder::create`], or if the file is no intact snapshot.
+    pub fn import(&self, file: &Path, name: &str) -> Result<ActorFolder, Error> {
+        let folder = self.create(name)?;
+        match snapshot::import(file, &folder.path.join(IMPORTED_FILE), Existing::Refuse) {
+            Ok(_) => Ok(folder),
+            Err(e) => {
+                folder.remove()?;
+                Err(e.into())
+            }
+        }
+    }
+
+    /// All actors, by name. Their files are not opened.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<Listed>, Error> {
+        let entries = std::fs::read_dir(&self.actors).map_err(|e| system("read the folder", &self.actors, e))?;
+        let mut listed = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| system("read the folder", &self.actors, e))?;
+            let name = entry.file_name().into_string().unwrap_or_default();
+            if valid_name(&name).is_err() {
+                continue;
+            }
+            let Some(file) = at_rest(&entry.path()) else { continue };
+            let Ok(metadata) = file.metadata() else { continue }; // removed meanwhile
+            let held_by = holder(&entry.path().join(LOCK_FILE));
+            listed.push(Listed { name, file_bytes: metadata.len(), modified: metadata.modified().ok(), held_by });
+        }
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(listed)
+    }
+
+    /// The file of an actor, for reading without taking hold of it: it is never changed in place.
+    ///
+    /// # Errors
+    /// If there is no such actor.
+    pub fn file(&self, name: &str) -> Result<PathBuf, Error> {
+        self.check_exists(name)
+    }
+
+    /// Removes an actor.
+    ///
+    /// # Errors
+    /// As [`StateFolder::hold`], or if a file cannot be removed.
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        self.hold(name)?.remove()
+    }
+
+    fn check_exists(&self, name: &str) -> Result<PathBuf, Error> {
+        valid_name(name)?;
+        at_rest(&self.actors.join(name)).ok_or_else(|| Error::NoSuchActor { name: name.to_owned() })
+    }
+
+    /// Locks a name, whether or not there is an actor, and clears away what a killed process left.
+    fn lock(&self, name: &str) -> Result<ActorFolder, Error> {
+        valid_name(name)?;
+        let path = self.actors.join(name);
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(system("make the folder", &path, e)),
+            _ => {}
+        }
+        let lock_path = path.join(LOCK_FILE);
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
+        let mut lock = open.map_err(|e| system("open the lock", &lock_path, e))?;
+        if let Err(e) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            if e != rustix::io::Errno::WOULDBLOCK {
+                return Err(system("lock", &lock_path, e.into()));
+            }
+            return Err(Error::Held { name: name.to_owned(), by: read_holder(&lock).unwrap_or_else(|| "another process".into()) });
+        }
+        if !same_file(&lock, &lock_path) {
+            return self.lock(name); // it was removed between opening and locking
+        }
+        write_holder(&mut lock).map_err(|e| system("write the lock", &lock_path, e))?;
+        let folder = ActorFolder { name: name.to_owned(), path, _lock: lock };
+        snapshot::remove_stale_temps(&folder.path)?;
+        Ok(folder)
+    }
+}
+
+/// An actor's folder, held by this process.
+#[derive(Debug)]
+pub struct ActorFolder {
+    name: String,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl ActorFolder {
+    /// The actor's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that [`ActorFolder::save`] publishes.
+    pub fn file(&self) -> PathBuf {
+        self.path.join(ACTOR_FILE)
+    }
+
+    /// Thaws the actor into a host under its own name. It is the same actor, unless it was imported and never saved here: then it is a new
+    /// one, whatever `options.identity` says.
+    ///
+    /// # Errors
+    /// As [`Host::thaw`].
+    pub fn thaw_into(&self, host: &mut Host, mut options: ThawOptions) -> Result<ThawReport, Error> {
+        let file = self.at_rest().ok_or_else(|| Error::NoSuchActor { name: self.name.clone() })?;
+        options.identity = if file.ends_with(IMPORTED_FILE) { IdentityRule::Mint } else { IdentityRule::Keep };
+        host.thaw(&file, &self.name, options)
+    }
+
+    /// Freezes the actor of this name in the host into its file.
+    ///
+    /// # Errors
+    /// As [`Host::freeze`]; the former file stays then.
+    pub fn save(&self, host: &mut Host) -> Result<FreezeReport, Error> {
+        let report = host.freeze(&self.name, &self.file(), Existing::Replace)?;
+        let imported = self.path.join(IMPORTED_FILE);
+        match std::fs::remove_file(&imported) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(system("remove", &imported, e)),
+            _ => Ok(report),
+        }
+    }
+
+    /// Removes the actor. Those who have its file mapped keep their bytes.
+    ///
+    /// # Errors
+    /// If a file cannot be removed.
+    pub fn remove(self) -> Result<(), Error> {
+        std::fs::remove_dir_all(&self.path).map_err(|e| system("remove the folder", &self.path, e))
+    }
+
+    fn at_rest(&self) -> Option<PathBuf> {
+        at_rest(&self.path)
+    }
+}
+
+/// The file in which the actor of a folder rests: its own, else an import.
+fn at_rest(folder: &Path) -> Option<PathBuf> {
+    [ACTOR_FILE, IMPORTED_FILE].map(|file| folder.join(file)).into_iter().find(|path| path.is_file())
+}
+
+/// Whether the locked file is still the one at its path.
+fn same_file(lock: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |m: std::io::Result<std::fs::Metadata>| m.ok().map(|m| (m.dev(), m.ino()));
+    let open = id(lock.metadata());
+    open.is_some() && open == id(std::fs::metadata(path))
+}
+
+/// Who holds a lock, if anybody does.
+fn holder(lock_path: &Path) -> Option<String> {
+    let lock = File::open(lock_path).ok()?;
+    match flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => None,
+        Err(_) => Some(read_holder(&lock).unwrap_or_else(|| "another process".into())),
+    }
+}
+
+fn read_holder(lock: &File) -> Option<String> {
+    let mut text = String::new();
+    lock.take(HOLDER_BYTES_MAX).read_to_string(&mut text).ok()?;
+    let text: String = text.trim().chars().filter(|c| !c.is_control()).collect();
+    (!text.is_empty()).then_some(text)
+}
+
+fn write_holder(lock: &mut File) -> std::io::Result<()> {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let program = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    lock.set_len(0)?;
+    lock.write_all(format!("{program} (process {})\n", std::process::id()).as_bytes())
+}
+
+fn system(operation: &'static str, path: &Path, source: std::io::Error) -> Error {
+    Error::System { operation, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_file_names_and_nothing_else() {
+        for good in ["a", "my-agent_2.old", &"x".repeat(64)] {
+            valid_name(good).unwrap();
+        }
+        for bad in ["", ".", "..", "../x", "a/b", "A", "ä", "-rf", ".hidden", "a b", "a\0", &"x".repeat(65)] {
+            assert!(matches!(valid_name(bad), Err(Error::BadName { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_held_actor_is_refused_and_its_holder_named() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(root.path()).unwrap();
+        let held = state.create("a").unwrap();
+        let Err(Error::Held { by, .. }) = state.create("a") else { panic!("it is held") };
+        assert!(by.contains(&format!("process {}", std::process::id())), "{by}");
+        assert!(matches!(state.hold("a"), Err(Error::NoSuchActor { .. })), "nothing rests there yet");
+        std::fs::write(held.file(), b"x").unwrap();
+        assert!(matches!(state.hold("a"), Err(Error::Held { .. })));
+        let listed = state.list().unwrap();
+        assert_eq!((listed.len(), listed[0].file_bytes), (1, 1));
+        assert_eq!(listed[0].held_by.as_deref(), Some(by.as_str()));
+        drop(held);
+        assert!(state.list().unwrap()[0].held_by.is_none());
+        assert!(matches!(state.create("a"), Err(Error::NameTaken { .. })));
+        state.remove("a").unwrap();
+        assert!(state.list().unwrap().is_empty());
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
+        let fresh = state.create("b").unwrap();
+        assert_eq!((mode(&root.path().join("actors")), mode(&fresh.path), mode(&fresh.path.join(LOCK_FILE))), (0o700, 0o700, 0o600));
+    }
+}

@@ -1,0 +1,31 @@
+;; Generates 4 billion tokens, past every end token, from one token. The reply is "TOKENS FINISH ", or the refusal is returned as a
+;; positive number.
+(module
+  (import "driftwood" "reply" (func $reply (param i32 i32) (result i32)))
+  (import "driftwood" "session_open" (func $session_open (param i32 i32 i32 i32) (result i32)))
+  (import "driftwood" "append" (func $append (param i32 i32 i32) (result i32)))
+  (import "driftwood" "generate" (func $generate (param i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  ;; At 16 a dw_generate_options: max_tokens 0xffffffff, flags DW_IGNORE_END; at 64 the token 1.
+  (data (i32.const 16) "\ff\ff\ff\ff\02\00\00\00")
+  (data (i32.const 64) "\01")
+  ;; Appends a number in decimal digits, and a space, at $out; answers where they end.
+  (func $number (param $out i32) (param $value i32) (result i32)
+    (if (i32.ge_u (local.get $value) (i32.const 10))
+      (then (local.set $out (i32.sub (call $number (local.get $out) (i32.div_u (local.get $value) (i32.const 10))) (i32.const 1)))))
+    (i32.store8 (local.get $out) (i32.add (i32.const 48) (i32.rem_u (local.get $value) (i32.const 10))))
+    (i32.store8 (i32.add (local.get $out) (i32.const 1)) (i32.const 32))
+    (i32.add (local.get $out) (i32.const 2)))
+  (func (export "driftwood_abi") (result i32) (i32.const 1))
+  (func (export "handle") (result i32)
+    (local $session i32)
+    (local $answer i32)
+    (local $end i32)
+    (local.set $session (call $session_open (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))
+    (drop (call $append (local.get $session) (i32.const 64) (i32.const 1)))
+    (local.set $answer (call $generate (local.get $session) (i32.const 16)))
+    (if (i32.lt_s (local.get $answer) (i32.const 0)) (then (return (i32.sub (i32.const 0) (local.get $answer)))))
+    (local.set $end (call $number (i32.const 128) (local.get $answer)))
+    (local.set $end (call $number (local.get $end) (i32.load (i32.const 44))))
+    (drop (call $reply (i32.const 128) (i32.sub (local.get $end) (i32.const 128))))
+    (i32.const 0)))

@@ -1,0 +1,7 @@
+;; Loops for ever on every message.
+(module
+  (memory (export "memory") 1)
+  (func (export "driftwood_abi") (result i32) (i32.const 1))
+  (func (export "handle") (result i32)
+    (loop $again (br $again))
+    (i32.const 0)))

@@ -1,0 +1,5 @@
+;; Must be refused: has no memory.
+(module
+  (func (export "driftwood_abi") (result i32) (i32.const 1))
+  (func (export "handle") (result i32)
+    (i32.const 0)))

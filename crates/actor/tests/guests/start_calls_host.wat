@@ -1,0 +1,20 @@
+;; Calls the host from its start function, when there is no message: each call must be refused or harmless. The reply is "ok".
+(module
+  (import "driftwood" "receive" (func $receive (param i32 i32) (result i32)))
+  (import "driftwood" "reply" (func $reply (param i32 i32) (result i32)))
+  (import "driftwood" "log" (func $log (param i32 i32 i32) (result i32)))
+  (import "driftwood" "random" (func $random (param i32 i32) (result i32)))
+  (import "driftwood" "session_open" (func $session_open (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 64) "ok")
+  (func $start
+    (drop (call $receive (i32.const 0) (i32.const 64)))
+    (drop (call $reply (i32.const 64) (i32.const 2)))
+    (drop (call $log (i32.const 2) (i32.const 64) (i32.const 2)))
+    (drop (call $random (i32.const 0) (i32.const 16)))
+    (drop (call $session_open (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))))
+  (start $start)
+  (func (export "driftwood_abi") (result i32) (i32.const 1))
+  (func (export "handle") (result i32)
+    (drop (call $reply (i32.const 64) (i32.const 2)))
+    (i32.const 0)))

@@ -1,0 +1,260 @@
+//! `driftwood actor`: actors in the state folder, one command a message.
+
+use crate::actors::{self, Cast, Stage};
+use crate::cli::Globals;
+use crate::commands::inspect;
+use crate::decode::ms_since;
+use crate::interrupt::Replying;
+use crate::{catalogue, guests, output};
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use driftwood_actor::{Exactness, Listed, Message, ThawOptions};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::time::{Instant, SystemTime};
+
+const EXAMPLES: &str = "\
+Examples:
+  driftwood actor spawn alice --system \"You are a terse sailor.\"
+  driftwood actor send alice \"Where does driftwood come from?\"
+  driftwood actor fork alice bob
+  driftwood actor ls";
+
+/// What can be done with actors.
+#[derive(Debug, Subcommand)]
+#[command(after_help = EXAMPLES)]
+pub enum ActorCommand {
+    /// Make an actor
+    Spawn(SpawnArgs),
+    /// Send an actor a message and print its reply
+    Send(SendArgs),
+    /// List the actors
+    Ls(LsArgs),
+    /// Show what an actor holds
+    Inspect(inspect::InspectArgs),
+    /// Copy an actor: the same past, two futures
+    Fork(ForkArgs),
+    /// Remove an actor
+    Rm(RmArgs),
+}
+
+/// Flags of `actor spawn`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  driftwood actor spawn alice\n  driftwood actor spawn judge --guest judge --model smollm2-135m\n  driftwood \
+actor spawn bob --guest my_actor.wasm --set temperature=0.2 --set max_tokens=64"
+)]
+pub struct SpawnArgs {
+    /// The actor's name: a-z, 0-9, '-', '_' and '.'
+    name: String,
+    /// A name that `driftwood models` lists, or the path of a GGUF file
+    #[arg(long, default_value = catalogue::DEFAULT)]
+    model: String,
+    /// A Wasm module, or a guest in this program: chat, echo, judge, matmul
+    #[arg(long, default_value = guests::DEFAULT)]
+    guest: String,
+    /// The system prompt
+    #[arg(long)]
+    system: Option<String>,
+    /// A setting for the guest, such as temperature=0, max_tokens=64, kv=q8 (may be given several times)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Flags of `actor send`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  driftwood actor send alice \"Hello!\"\n  driftwood actor send alice --max-tokens 40 --temperature 0 --json \
+\"Hello!\"\n  driftwood actor send alice - < letter.txt"
+)]
+pub struct SendArgs {
+    /// The actor
+    name: String,
+    /// The message; - reads it from stdin
+    text: String,
+    /// The most tokens of the reply
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// 0 takes the likeliest token, 1 samples from the model's own distribution
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Where the random numbers start
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Print one JSON object when the reply is whole
+    #[arg(long)]
+    json: bool,
+}
+
+/// Flags of `actor ls`.
+#[derive(Args, Debug)]
+pub struct LsArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Flags of `actor fork`.
+#[derive(Args, Debug)]
+pub struct ForkArgs {
+    /// The actor
+    name: String,
+    /// The copy's name
+    new_name: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Flags of `actor rm`.
+#[derive(Args, Debug)]
+pub struct RmArgs {
+    /// The actors
+    #[arg(required = true)]
+    names: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// If there is no such actor, a name is taken, or a message failed.
+pub fn run(globals: &Globals, command: &ActorCommand) -> Result<()> {
+    match command {
+        ActorCommand::Spawn(args) => spawn(globals, args),
+        ActorCommand::Send(args) => send(globals, args),
+        ActorCommand::Ls(args) => list(globals, args),
+        ActorCommand::Inspect(args) => inspect::run(globals, args),
+        ActorCommand::Fork(args) => fork(globals, args),
+        ActorCommand::Rm(args) => remove(globals, args),
+    }
+}
+
+fn spawn(globals: &Globals, args: &SpawnArgs) -> Result<()> {
+    let mut settings = actors::settings(globals, &args.settings)?;
+    settings.extend(args.system.clone().map(|text| ("system".to_owned(), text)));
+    let mut stage = Stage::open(globals)?;
+    stage.spawn(Cast { name: &args.name, guest: &args.guest, model: &args.model, settings })?;
+    let info = stage.host.info(&args.name)?;
+    if args.json {
+        return output::json(&json!({ "name": args.name, "identity": info.identity, "settings": info.settings }));
+    }
+    output::line(&format!("spawned `{0}`; talk to it with `driftwood actor send {0} TEXT` or `driftwood chat {0}`", args.name))
+}
+
+fn send(globals: &Globals, args: &SendArgs) -> Result<()> {
+    let message = Message { settings: overrides(args), ..Message::new(args.name.clone(), text(&args.text)?) };
+    let mut stage = Stage::open(globals)?;
+    let start = Instant::now();
+    let (folder, report) = stage.wake(&args.name, ThawOptions::default())?;
+    let thaw_ms = ms_since(start);
+    let woken = actors::thawed("woke", &args.name, &report);
+    if matches!(report.exactness, Exactness::OtherNumerics { .. }) {
+        output::remark(&woken)
+    } else {
+        tracing::info!("{woken}")
+    }
+    let replying = Replying::watch(stage.host.interrupt_handle())?;
+    let sent = replying.run(|| actors::send(&mut stage.host, message, args.json));
+    let outcome = sent?;
+    let start = Instant::now();
+    folder.save(&mut stage.host)?;
+    if args.json {
+        return output::json(&json!({
+            "reply": String::from_utf8_lossy(&outcome.reply),
+            "tokens": outcome.tokens,
+            "restored_tokens": outcome.restored_tokens,
+            "prefilled_tokens": outcome.prefilled_tokens,
+            "timings": actors::timings(&outcome, thaw_ms, ms_since(start)),
+        }));
+    }
+    if outcome.reply.ends_with(b"\n") { Ok(()) } else { output::line("") }
+}
+
+fn text(given: &str) -> Result<Vec<u8>> {
+    let mut text = given.as_bytes().to_vec();
+    if given == "-" {
+        text.clear();
+        std::io::stdin().lock().read_to_end(&mut text)?;
+    }
+    Ok(text)
+}
+
+fn overrides(args: &SendArgs) -> BTreeMap<String, String> {
+    let max_tokens = args.max_tokens.map(|n| ("max_tokens", n.to_string()));
+    let temperature = args.temperature.map(|t| ("temperature", t.to_string()));
+    let seed = args.seed.map(|seed| ("seed", seed.to_string()));
+    [max_tokens, temperature, seed].into_iter().flatten().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+fn list(globals: &Globals, args: &LsArgs) -> Result<()> {
+    let state = actors::open_state(globals)?;
+    let listed = state.list()?;
+    let details: Vec<Value> = listed.iter().map(|actor| details(&state, actor)).collect();
+    if args.json {
+        return output::json(&json!({ "actors": details }));
+    }
+    if listed.is_empty() {
+        return output::line("no actors yet; `driftwood chat` makes one, and so does `driftwood actor spawn NAME`");
+    }
+    let text = |value: &Value| value.as_str().map_or_else(|| value.as_u64().map(|n| n.to_string()).unwrap_or_default(), str::to_owned);
+    let row = |(actor, details): (&Listed, &Value)| {
+        let held = actor.held_by.as_ref().map(|by| format!("held by {by}")).unwrap_or_default();
+        let age = actor.modified.map(age).unwrap_or_default();
+        vec![actor.name.clone(), text(&details["model"]), text(&details["tokens"]), output::human_bytes(actor.file_bytes), age, held]
+    };
+    output::table(&["actor", "model", ">tokens", ">file", ">changed", ""], &listed.iter().zip(&details).map(row).collect::<Vec<_>>())
+}
+
+/// What a listing says of an actor. A file that cannot be read shows as one without model and tokens.
+fn details(state: &driftwood_actor::StateFolder, actor: &Listed) -> Value {
+    let manifest = state.file(&actor.name).ok().and_then(|file| driftwood_snapshot::inspect(&file).ok()).map(|i| i.manifest);
+    let model = manifest.as_ref().and_then(|m| m.guest.as_ref()?.state.settings.get("model").cloned());
+    let tokens = manifest.as_ref().map(|m| m.sessions.iter().map(|s| u64::from(s.tokens)).sum::<u64>());
+    json!({
+        "name": actor.name,
+        "model": model,
+        "tokens": tokens,
+        "file_bytes": actor.file_bytes,
+        "modified_ms": actor.modified.map(actors::unix_ms),
+        "held_by": actor.held_by,
+    })
+}
+
+/// How long ago, in one unit.
+fn age(time: SystemTime) -> String {
+    let seconds = time.elapsed().map_or(0, |elapsed| elapsed.as_secs());
+    match seconds {
+        0..60 => format!("{seconds} s ago"),
+        60..3600 => format!("{} min ago", seconds / 60),
+        3600..86_400 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+fn fork(globals: &Globals, args: &ForkArgs) -> Result<()> {
+    let mut stage = Stage::open(globals)?;
+    let (_folder, _) = stage.wake(&args.name, ThawOptions::default())?;
+    stage.fork(&args.name, &args.new_name)?;
+    if args.json {
+        return output::json(&json!({ "name": args.new_name, "parent": args.name }));
+    }
+    output::line(&format!("forked `{}` from `{}`", args.new_name, args.name))
+}
+
+fn remove(globals: &Globals, args: &RmArgs) -> Result<()> {
+    let state = actors::open_state(globals)?;
+    for name in &args.names {
+        state.remove(name)?;
+        if !args.json {
+            output::line(&format!("removed `{name}`"))?;
+        }
+    }
+    if args.json { output::json(&json!({ "removed": args.names })) } else { Ok(()) }
+}

@@ -1,0 +1,164 @@
+//! `driftwood bench boundary`: what it costs to drive the model from inside an actor, one host call a token.
+//!
+//! The engine's own loop and a guest's loop (`guest/bench/bench.wat`) take turns on one model, from the same prompt, with the same sampler, and
+//! must choose the same tokens. In the logits case the guest has the logits written into its memory and samples from there.
+
+use super::{Common, prompt};
+use crate::cli::Globals;
+use crate::decode::{Runner, median, ms_since};
+use crate::{actors, guests, output};
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use driftwood_actor::{Host, Limits, Message, SpawnSpec};
+use driftwood_compute::KvDType;
+use driftwood_engine::Session;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Alternating runs, and tokens in each.
+const RUNS: usize = 5;
+const TOKENS: usize = 256;
+
+/// Tokens of the prompt.
+const PROMPT_TOKENS: usize = 64;
+
+/// The one actor.
+const ACTOR: &str = "bench";
+
+/// What the guest is asked to do, as its first word.
+const OPEN: u32 = 0;
+const NEXT: u32 = 1;
+const LOGITS: u32 = 2;
+const TELL: u32 = 3;
+
+/// Flags of `bench boundary`.
+#[derive(Args, Debug)]
+pub struct BoundaryArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    engine_ms_per_token: f64,
+    actor_ms_per_token: f64,
+    engine_logits_ms_per_token: f64,
+    actor_logits_ms_per_token: f64,
+    ratio: f64,
+}
+
+/// Measures.
+///
+/// # Errors
+/// If the model cannot be used, or the two sides choose different tokens.
+pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
+    // The guest opens its session with f16 KV.
+    let mut engine = EngineSide::open(Runner::open(&args.common.model, &globals.device, Some(KvDType::F16))?, &args.common)?;
+    let mut actor = ActorSide::open(globals, &engine)?;
+    let bar = output::steps_bar(4 * (RUNS + 1), "runs");
+    let mut times: [Vec<f64>; 4] = Default::default();
+    for run in 0..=RUNS {
+        let this = [engine.run()?, actor.run(NEXT)?, engine.run()?, actor.run(LOGITS)?];
+        bar.inc(4);
+        if run == 0 {
+            ensure!(actor.tokens()? == engine.tokens(), "the actor chose other tokens than the engine");
+            continue; // the first of each warms up
+        }
+        times.iter_mut().zip(this).for_each(|(times, ms)| times.push(ms / TOKENS as f64));
+    }
+    bar.finish_and_clear();
+    let [engine, actor, engine_logits, actor_logits] = times.map(|times| median(&times));
+    let report = Report {
+        engine_ms_per_token: engine,
+        actor_ms_per_token: actor,
+        engine_logits_ms_per_token: engine_logits,
+        actor_logits_ms_per_token: actor_logits,
+        ratio: (actor / engine).max(actor_logits / engine_logits),
+    };
+    if args.common.json { output::json(&report) } else { show(&report) }
+}
+
+fn show(report: &Report) -> Result<()> {
+    let row = |what: &str, engine: f64, actor: f64| {
+        vec![what.to_owned(), format!("{engine:.4}"), format!("{actor:.4}"), format!("{:.4}", actor / engine)]
+    };
+    let rows = [
+        row("next token", report.engine_ms_per_token, report.actor_ms_per_token),
+        row("logits in the guest's memory", report.engine_logits_ms_per_token, report.actor_logits_ms_per_token),
+    ];
+    output::table(&["", ">engine ms/token", ">actor ms/token", ">ratio"], &rows)
+}
+
+/// The loop without an actor.
+struct EngineSide {
+    runner: Runner,
+    session: Session,
+    prompt: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+impl EngineSide {
+    fn open(mut runner: Runner, common: &Common) -> Result<EngineSide> {
+        let prompt = prompt(&runner, common, PROMPT_TOKENS)?;
+        let mut session = runner.session(0)?;
+        let mut logits = runner.logits();
+        runner.prefill(&mut session, &prompt, &mut logits)?;
+        Ok(EngineSide { runner, session, prompt, logits })
+    }
+
+    /// Milliseconds of one run. The logits are materialised in either case.
+    fn run(&mut self) -> Result<f64> {
+        let start = Instant::now();
+        self.session.truncate(self.prompt.len())?;
+        for _ in 0..TOKENS {
+            self.runner.step(&mut self.session, &mut self.logits)?;
+            let token = self.session.sample(&mut self.logits)?;
+            self.session.append(&[token])?;
+        }
+        Ok(ms_since(start))
+    }
+
+    fn tokens(&self) -> &[u32] {
+        &self.session.tokens()[self.prompt.len()..]
+    }
+}
+
+/// The loop inside a guest.
+struct ActorSide {
+    host: Host,
+}
+
+impl ActorSide {
+    fn open(globals: &Globals, engine: &EngineSide) -> Result<ActorSide> {
+        let mut host = actors::host(globals)?;
+        let model = engine.runner.model.clone();
+        let settings = BTreeMap::from([("model".to_owned(), model.name().to_owned())]);
+        host.add_model(model);
+        let module = guests::BENCH.into();
+        host.spawn(SpawnSpec { name: ACTOR.to_owned(), module, settings, limits: Limits::default(), models: Vec::new() })?;
+        let mut side = ActorSide { host };
+        side.send(OPEN, &engine.prompt)?;
+        Ok(side)
+    }
+
+    /// Milliseconds of one run, the message's way in and its commit included.
+    fn run(&mut self, how: u32) -> Result<f64> {
+        let start = Instant::now();
+        self.send(how, &[0; TOKENS])?;
+        Ok(ms_since(start))
+    }
+
+    fn tokens(&mut self) -> Result<Vec<u32>> {
+        let reply = self.send(TELL, &[])?;
+        Ok(reply.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect())
+    }
+
+    /// Sends words: what to do, how many words follow, and them.
+    fn send(&mut self, what: u32, words: &[u32]) -> Result<Vec<u8>> {
+        let words = [what, words.len() as u32].into_iter().chain(words.iter().copied());
+        let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+        let outcome = self.host.send(Message::new(ACTOR, bytes), &mut |_| {}).context("the bench guest failed")?;
+        Ok(outcome.reply)
+    }
+}

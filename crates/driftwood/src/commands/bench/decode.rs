@@ -1,0 +1,98 @@
+//! `driftwood bench decode`: how fast prompts are read and tokens come, at several depths and for several sessions at once.
+
+use super::{Common, check_counts, prompt};
+use crate::cli::Globals;
+use crate::decode::{Runner, median, ms_since, per_second};
+use crate::output;
+use anyhow::Result;
+use clap::Args;
+use driftwood_compute::KvDType;
+use driftwood_engine::{Logits, Session, Work, argmax};
+use serde::Serialize;
+use serde_json::json;
+use std::time::Instant;
+
+/// Steps at each depth.
+const STEPS: usize = 32;
+
+/// Flags of `bench decode`.
+#[derive(Args, Debug)]
+pub struct DecodeArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Tokens in the session before decoding, several after commas
+    #[arg(long, visible_alias = "context", value_delimiter = ',', default_value = "24,512,2048", value_name = "N,..")]
+    tokens: Vec<usize>,
+    /// Sessions that decode together
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    sessions: u16,
+    /// How to store keys and values: f16, f32 or q8 [default: f16, with --exact f32]
+    #[arg(long, value_name = "TYPE")]
+    kv: Option<KvDType>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    tokens: usize,
+    sessions: usize,
+    prefill_ms: f64,
+    prefill_tokens_per_s: f64,
+    decode_ms: f64,
+    decode_tokens_per_s: f64,
+}
+
+/// Measures.
+///
+/// # Errors
+/// If the model cannot be used or a depth exceeds its context.
+pub fn run(globals: &Globals, args: &DecodeArgs) -> Result<()> {
+    let mut runner = Runner::open(&args.common.model, &globals.device, args.kv)?;
+    check_counts(&runner, &args.tokens, STEPS + 1)?;
+    let cpu = format!("{}, {} threads", runner.model.device().simd(), runner.model.device().threads());
+    let numerics = runner.session(0)?.numerics_id();
+    let rows = args.tokens.iter().map(|&tokens| row(&mut runner, args, tokens)).collect::<Result<Vec<Row>>>()?;
+    if args.common.json {
+        return output::json(&json!({ "model": runner.model.name(), "device": "cpu", "cpu": cpu, "numerics": numerics, "rows": rows }));
+    }
+    let cells = |row: &Row| {
+        let prefill = format!("{:.0}", row.prefill_tokens_per_s);
+        vec![
+            row.tokens.to_string(),
+            row.sessions.to_string(),
+            prefill,
+            output::human_ms(row.decode_ms),
+            format!("{:.1}", row.decode_tokens_per_s),
+        ]
+    };
+    output::table(
+        &[">tokens", ">sessions", ">prefill tokens/s", ">decode ms", ">decode tokens/s"],
+        &rows.iter().map(cells).collect::<Vec<_>>(),
+    )?;
+    output::line(&format!("\n{} on {cpu}, {numerics}", runner.model.name()))
+}
+
+fn row(runner: &mut Runner, args: &DecodeArgs, tokens: usize) -> Result<Row> {
+    let prompt = prompt(runner, &args.common, tokens)?;
+    let mut logits = runner.logits();
+    let mut session = runner.session(0)?;
+    let start = Instant::now();
+    runner.prefill(&mut session, &prompt, &mut logits)?;
+    let prefill_ms = ms_since(start);
+    session.append(&[argmax(&logits)?])?;
+    let sessions = usize::from(args.sessions);
+    let mut forks: Vec<Session> = (0..sessions).map(|_| session.fork()).collect();
+    let mut outs = vec![logits; sessions];
+    let mut steps = Vec::with_capacity(STEPS);
+    for _ in 0..STEPS {
+        let mut work: Vec<Work<'_>> = forks.iter_mut().zip(&mut outs).map(|(session, out)| Work::new(session, Logits::Last(out))).collect();
+        let start = Instant::now();
+        runner.step_many(&mut work)?;
+        steps.push(ms_since(start));
+        for (session, out) in forks.iter_mut().zip(&outs) {
+            session.append(&[argmax(out)?])?;
+        }
+    }
+    let decode_ms = median(&steps);
+    let prefill_tokens_per_s = per_second(tokens, prefill_ms);
+    Ok(Row { tokens, sessions, prefill_ms, prefill_tokens_per_s, decode_ms, decode_tokens_per_s: per_second(sessions, decode_ms) })
+}

@@ -1,0 +1,242 @@
+//! `driftwood bench kv`: freezing and thawing a session's KV, against computing it again.
+//!
+//! The session is as an actor between two tokens: N tokens in the KV and one more that is chosen but not evaluated. All figures are medians of
+//! seven, with the file in the page cache; every run writes and opens the file anew.
+
+use super::{Common, check_counts, prompt};
+use crate::cli::Globals;
+use crate::decode::{Runner, median, ms_since};
+use crate::{output, paths};
+use anyhow::{Context, Result};
+use clap::Args;
+use driftwood_compute::KvDType;
+use driftwood_engine::{RestoredBlock, RestoredSession, Sampler, Session, SessionOptions, argmax};
+use driftwood_snapshot as snapshot;
+use serde::Serialize;
+use serde_json::json;
+use snapshot::{Block, Contents, Existing, Hash, Identity, PoolContents, PoolInfo, SessionContents, SessionState, Snapshot};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+/// Runs that a median is of.
+const RUNS: usize = 7;
+
+/// Greedy tokens over which the restored session is compared with the one that never stopped.
+const TOKENS_COMPARED: usize = 32;
+
+/// Flags of `bench kv`.
+#[derive(Args, Debug)]
+pub struct KvArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Tokens in the KV, several after commas
+    #[arg(long, value_delimiter = ',', default_value = "24,512,2048,4096", value_name = "N,..")]
+    tokens: Vec<usize>,
+    /// How to store keys and values: f16, f32 or q8 [default: f16, with --exact f32]
+    #[arg(long, value_name = "TYPE")]
+    kv: Option<KvDType>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    tokens: usize,
+    bytes: u64,
+    bytes_per_token: f64,
+    serialise_ms: f64,
+    write_ms: f64,
+    restore_ms: f64,
+    first_token_ms: f64,
+    decode_ms: f64,
+    reprefill_ms: f64,
+    tokens_agree: bool,
+    bits_agree: bool,
+}
+
+/// Measures.
+///
+/// # Errors
+/// If the model cannot be used, a count exceeds its context, or the state folder cannot be written.
+pub fn run(globals: &Globals, args: &KvArgs) -> Result<()> {
+    let mut runner = Runner::open(&args.common.model, &globals.device, args.kv)?;
+    check_counts(&runner, &args.tokens, TOKENS_COMPARED + 1)?;
+    let state = paths::state_folder(globals.state.as_deref())?;
+    std::fs::create_dir_all(&state).with_context(|| format!("cannot make the state folder {}", state.display()))?;
+    let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(&state).context("cannot write to the state folder")?;
+    let rows = args.tokens.iter().map(|&tokens| row(&mut runner, args, tokens, folder.path())).collect::<Result<Vec<Row>>>()?;
+    if args.common.json { output::json(&json!({ "rows": rows })) } else { show(&rows) }
+}
+
+fn show(rows: &[Row]) -> Result<()> {
+    let ms = |ms: f64| output::human_ms(ms);
+    let yes = |yes: bool| if yes { "yes" } else { "NO" }.to_owned();
+    let cells = |r: &Row| {
+        let sizes = vec![r.tokens.to_string(), output::human_bytes(r.bytes), format!("{:.0}", r.bytes_per_token)];
+        let times = [r.serialise_ms, r.write_ms, r.restore_ms, r.first_token_ms, r.decode_ms, r.reprefill_ms].map(ms);
+        [sizes, times.to_vec(), vec![yes(r.tokens_agree), yes(r.bits_agree)]].concat()
+    };
+    let titles =
+        [">tokens", ">file", ">B/token", ">serialise ms", ">write ms", ">restore ms", ">first token ms", ">decode ms", ">reprefill ms"];
+    output::table(&[&titles[..], &["same tokens", "same bits"]].concat(), &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+fn row(runner: &mut Runner, args: &KvArgs, tokens: usize, folder: &Path) -> Result<Row> {
+    let prompt = prompt(runner, &args.common, tokens)?;
+    let bar = output::steps_bar(4 * RUNS, &format!("{tokens} tokens"));
+    let (mut session, mut reprefill) = (None, Vec::new());
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        session = Some(prefilled(runner, &prompt)?);
+        reprefill.push(ms_since(start));
+        bar.inc(1);
+    }
+    let session = session.context("there is at least one run")?;
+    let path = folder.join("kv.safetensors");
+    let (written, bytes) = timed_writes(runner, &session, &path)?;
+    bar.inc(RUNS as u64);
+    let (restore, first_token) = timed_restores(runner, &session, &path)?;
+    bar.inc(RUNS as u64);
+    let decode = timed_steps(runner, &session)?;
+    bar.finish_and_clear();
+    let (expected, expected_bits) = runner.greedy(&mut session.fork(), TOKENS_COMPARED)?;
+    let (found, found_bits) = runner.greedy(&mut restore_from(runner, &path)?, TOKENS_COMPARED)?;
+    Ok(Row {
+        tokens,
+        bytes,
+        bytes_per_token: bytes as f64 / tokens as f64,
+        serialise_ms: median(&written.serialise),
+        write_ms: median(&written.write),
+        restore_ms: median(&restore),
+        first_token_ms: median(&first_token),
+        decode_ms: median(&decode),
+        reprefill_ms: median(&reprefill),
+        tokens_agree: expected == found,
+        bits_agree: expected_bits == found_bits,
+    })
+}
+
+/// A session with the prompt in its KV and the next token chosen.
+fn prefilled(runner: &mut Runner, prompt: &[u32]) -> Result<Session> {
+    let mut session = runner.session(0)?;
+    let mut logits = runner.logits();
+    runner.prefill(&mut session, prompt, &mut logits)?;
+    session.append(&[argmax(&logits)?])?;
+    Ok(session)
+}
+
+#[derive(Default)]
+struct Written {
+    serialise: Vec<f64>,
+    write: Vec<f64>,
+}
+
+/// Times writing the session to `path`, and answers the file's size.
+fn timed_writes(runner: &Runner, session: &Session, path: &Path) -> Result<(Written, u64)> {
+    let identity = Identity::mint("bench", None)?;
+    runner.model.fingerprint(); // once a process, not once a freeze
+    let mut written = Written::default();
+    let mut bytes = 0;
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        let unpublished = snapshot::serialise(&contents(runner, session, &identity), path)?;
+        written.serialise.push(ms_since(start));
+        bytes = unpublished.publish(Existing::Replace)?.bytes;
+        written.write.push(ms_since(start));
+    }
+    Ok((written, bytes))
+}
+
+fn contents<'a>(runner: &Runner, session: &'a Session, identity: &'a Identity) -> Contents<'a> {
+    let at_rest = session.at_rest();
+    let blocks = at_rest.blocks.iter().map(|block| Block { bytes: block.bytes(), hash: block.known_hash().map(Hash) });
+    let state = SessionState { handle: 1, pool: 0, context_max: session.context_max() as u32, sampler: session.sampler().to_json() };
+    Contents {
+        writer: concat!("driftwood ", env!("CARGO_PKG_VERSION")),
+        identity,
+        guest: None,
+        pools: vec![PoolContents { info: pool_info(runner, session), blocks: blocks.collect() }],
+        sessions: vec![SessionContents {
+            state,
+            tokens: session.tokens(),
+            evaluated: session.evaluated() as u32,
+            blocks: (0..at_rest.blocks.len() as u32).collect(),
+            tail: at_rest.tail.map(|tail| tail.bytes()),
+        }],
+        notes: BTreeMap::new(),
+    }
+}
+
+fn pool_info(runner: &Runner, session: &Session) -> PoolInfo {
+    let layout = session.kv_layout();
+    PoolInfo {
+        model: runner.model.name().to_owned(),
+        fingerprint: Hash(runner.model.fingerprint()),
+        numerics: session.numerics_id(),
+        architecture: runner.model.config().architecture.to_owned(),
+        layers: layout.layers as u32,
+        kv_heads: layout.kv_heads as u32,
+        head_dim: layout.head_dim as u32,
+        dtype: match layout.dtype {
+            KvDType::F16 => snapshot::KvDType::F16,
+            KvDType::F32 => snapshot::KvDType::F32,
+            KvDType::Q8 => snapshot::KvDType::Q8,
+        },
+        block_tokens: driftwood_compute::KV_BLOCK_TOKENS as u32,
+        block_bytes: layout.block_bytes() as u64,
+    }
+}
+
+/// Times opening the file to a session that is ready, and to its next token's logits, with every byte verified that they depend on.
+fn timed_restores(runner: &mut Runner, session: &Session, path: &Path) -> Result<(Vec<f64>, Vec<f64>)> {
+    let mut logits = runner.logits();
+    let (mut restore, mut first_token) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        let mut restored = restore_from(runner, path)?;
+        restore.push(ms_since(start));
+        runner.step(&mut restored, &mut logits)?;
+        first_token.push(ms_since(start));
+        anyhow::ensure!(restored.tokens() == session.tokens(), "the restored session has other tokens");
+    }
+    Ok((restore, first_token))
+}
+
+/// A session from a file: small parts are verified here, KV blocks before the first step that reads them.
+fn restore_from(runner: &Runner, path: &Path) -> Result<Session> {
+    let snapshot = Snapshot::open(path)?;
+    snapshot.verify_small()?;
+    let (pool, session) = (&snapshot.manifest().pools[0], &snapshot.manifest().sessions[0]);
+    let blocks = snapshot.blocks(0).map(|all| {
+        let rows = all.shape().rows() / pool.block_hashes.len();
+        let block = |&index: &u32| {
+            let index = index as usize;
+            RestoredBlock::Mapped { view: all.rows(index * rows..(index + 1) * rows), hash: pool.block_hashes[index].0 }
+        };
+        session.blocks.iter().map(block).collect()
+    });
+    let parts = RestoredSession {
+        options: SessionOptions { kv: runner.kv, context_max: session.state.context_max as usize },
+        tokens: snapshot.tokens(0),
+        evaluated: session.evaluated as usize,
+        blocks: blocks.unwrap_or_default(),
+        tail: snapshot.tail(0).map_or(&[], |tail| tail.bytes()),
+        sampler: Sampler::from_json(session.state.sampler.clone())?,
+    };
+    Ok(Session::restore(&runner.model, parts)?)
+}
+
+/// Times single steps at the session's depth.
+fn timed_steps(runner: &mut Runner, session: &Session) -> Result<Vec<f64>> {
+    let mut logits = runner.logits();
+    let mut session = session.fork();
+    runner.step(&mut session, &mut logits)?; // the first one copies the block that the fork shares
+    let mut steps = Vec::new();
+    for _ in 0..RUNS {
+        let token = argmax(&logits)?;
+        session.append(&[token])?;
+        let start = Instant::now();
+        runner.step(&mut session, &mut logits)?;
+        steps.push(ms_since(start));
+    }
+    Ok(steps)
+}

@@ -1,0 +1,107 @@
+//! `driftwood inspect`: what an actor or a snapshot file holds. Reads the header only.
+
+use crate::actors;
+use crate::cli::Globals;
+use crate::failure::mistake;
+use crate::output;
+use anyhow::{Context, Result};
+use clap::Args;
+use driftwood_snapshot::{Inspection, Manifest};
+use serde_json::json;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  driftwood inspect alice
+  driftwood inspect alice.safetensors --json";
+
+/// Flags of `inspect`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct InspectArgs {
+    /// An actor's name, or the path of a snapshot file
+    #[arg(value_name = "NAME|FILE")]
+    what: String,
+    /// Print one JSON object: the manifest and all sizes
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows it.
+///
+/// # Errors
+/// If there is no such actor or file, or it is no snapshot.
+pub fn run(globals: &Globals, args: &InspectArgs) -> Result<()> {
+    let file = find(globals, &args.what)?;
+    let inspection = driftwood_snapshot::inspect(&file).with_context(|| format!("cannot inspect {}", file.display()))?;
+    if args.json {
+        let kv_bytes: u64 = inspection.manifest.pools.iter().map(|p| p.block_hashes.len() as u64 * p.info.block_bytes).sum();
+        let tensor = |t: &driftwood_snapshot::TensorInfo| json!({ "name": t.name, "dtype": t.dtype.to_string(), "shape": t.shape, "bytes": t.bytes });
+        return output::json(&json!({
+            "file": file,
+            "file_bytes": inspection.file_bytes,
+            "header_bytes": inspection.header_bytes,
+            "kv_bytes": kv_bytes,
+            "manifest": inspection.manifest,
+            "tensors": inspection.tensors.iter().map(tensor).collect::<Vec<_>>(),
+        }));
+    }
+    show(&inspection)
+}
+
+/// An actor of that name, else a file.
+fn find(globals: &Globals, what: &str) -> Result<PathBuf> {
+    if driftwood_actor::valid_name(what).is_ok()
+        && let Ok(file) = actors::open_state(globals)?.file(what)
+        && file.is_file()
+    {
+        return Ok(file);
+    }
+    let file = PathBuf::from(what);
+    if file.is_file() {
+        Ok(file)
+    } else {
+        Err(mistake(format!("there is no actor and no file `{what}`; `driftwood actor ls` lists the actors")))
+    }
+}
+
+fn show(inspection: &Inspection) -> Result<()> {
+    let Inspection { manifest, file_bytes, .. } = inspection;
+    let Manifest { identity, writer, .. } = manifest;
+    let parent = identity.parent.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+    let mut rows = vec![
+        ["actor".to_owned(), identity.name.clone()],
+        ["identity".to_owned(), identity.id.to_string()],
+        ["parent".to_owned(), parent],
+        ["written by".to_owned(), writer.clone()],
+        ["file".to_owned(), output::human_bytes(*file_bytes)],
+    ];
+    rows.extend(guest_rows(manifest));
+    for pool in &manifest.pools {
+        let kv = format!("{} blocks of {}", pool.block_hashes.len(), output::human_bytes(pool.info.block_bytes));
+        rows.push(["kv".to_owned(), format!("{} ({}), {kv}", pool.info.model, pool.info.numerics)]);
+    }
+    for session in &manifest.sessions {
+        let tokens = format!("{} tokens, {} in the KV, at most {}", session.tokens, session.evaluated, session.state.context_max);
+        rows.push([format!("session {}", session.state.handle), tokens]);
+    }
+    let width = rows.iter().map(|[key, _]| key.len()).max().unwrap_or(0);
+    rows.iter().try_for_each(|[key, value]| output::line(&format!("{key:<width$}  {value}")))
+}
+
+fn guest_rows(manifest: &Manifest) -> Vec<[String; 2]> {
+    let Some(guest) = &manifest.guest else { return Vec::new() };
+    let memory = format!(
+        "{}, of which {} pages of {} B are not zero",
+        output::human_bytes(guest.memory.bytes),
+        guest.memory.stored_pages,
+        guest.memory.stored_page_bytes
+    );
+    let mut rows = vec![
+        ["guest".to_owned(), guest.module_hash.to_string()],
+        ["memory".to_owned(), memory],
+        ["messages".to_owned(), guest.state.messages_handled.to_string()],
+    ];
+    rows.extend(guest.state.settings.iter().map(|(key, value)| [format!("setting {key}"), value.replace('\n', "\\n")]));
+    rows
+}

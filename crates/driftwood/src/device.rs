@@ -1,0 +1,63 @@
+//! The device that a command runs on, from its flags.
+
+use crate::failure::mistake;
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use driftwood_compute::{Arithmetic, Cpu, KvDType, Simd};
+use std::sync::Arc;
+
+/// Kinds of devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceKind {
+    /// The processor.
+    Cpu,
+    /// A graphics processor.
+    Gpu,
+}
+
+/// What to compute on, and how. All choices but --exact give the same bits.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// Where to compute
+    #[arg(long, global = true, value_enum, default_value = "cpu", help_heading = "Device")]
+    pub device: DeviceKind,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Device")]
+    pub threads: Option<u16>,
+    /// Instructions to compute with: portable, avx2, avx512 or neon [default: the best]
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Device")]
+    pub simd: Option<Simd>,
+    /// Compute in f32 from de-quantised weights, with f32 KV: the slow reference
+    #[arg(long, global = true, help_heading = "Device")]
+    pub exact: bool,
+}
+
+impl DeviceArgs {
+    /// The device.
+    ///
+    /// # Errors
+    /// If this machine or this build does not have it.
+    pub fn open(&self) -> Result<Arc<Cpu>> {
+        if self.device == DeviceKind::Gpu {
+            return Err(mistake("this build has no GPU backend yet; run without --device, or with --device cpu"));
+        }
+        let simd = self.simd.unwrap_or_else(Simd::detect);
+        if !simd.is_available() {
+            let available: Vec<String> = Simd::available().iter().map(Simd::to_string).collect();
+            return Err(mistake(format!("this machine has no {simd}; --simd takes {}", available.join(", "))));
+        }
+        let arithmetic = if self.exact { Arithmetic::Exact } else { Arithmetic::Fast };
+        Ok(Arc::new(Cpu::new(self.threads(), simd, arithmetic)))
+    }
+
+    /// Threads to use.
+    pub fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(cores, usize::from)
+    }
+
+    /// The KV type: what was asked for, else what goes with the arithmetic.
+    pub fn kv(&self, asked: Option<KvDType>) -> KvDType {
+        asked.unwrap_or(if self.exact { KvDType::F32 } else { KvDType::F16 })
+    }
+}

@@ -1,0 +1,92 @@
+//! What goes wrong, as the user sees it: one paragraph on stderr, and an exit code.
+//!
+//! 2 stands for what the user can put right (a bad file, a name that is taken, a flag), 1 for what failed inside or in the system.
+
+use std::fmt;
+use std::io;
+
+/// A mistake that the user can put right; its text says how.
+#[derive(Debug)]
+pub struct Mistake(String);
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Mistake {}
+
+/// A mistake as an error.
+pub fn mistake(text: impl Into<String>) -> anyhow::Error {
+    Mistake(text.into()).into()
+}
+
+/// The exit code for an error.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.chain().any(is_users) { 2 } else { 1 }
+}
+
+/// The error with all its causes, each said once.
+pub fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// Whether whoever read our output went away: not an error.
+pub fn is_closed_output(error: &anyhow::Error) -> bool {
+    let closed = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(closed))
+}
+
+fn is_users(cause: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(e) = cause.downcast_ref::<driftwood_snapshot::Error>() {
+        return match e {
+            driftwood_snapshot::Error::System { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            driftwood_snapshot::Error::Contents { .. } => false,
+            _ => true,
+        };
+    }
+    if let Some(e) = cause.downcast_ref::<driftwood_actor::Error>() {
+        return users_kind(e.kind());
+    }
+    cause.is::<Mistake>() || cause.is::<driftwood_engine::Error>() || cause.is::<driftwood_engine::SampleError>()
+}
+
+/// Kinds of the actor crate's errors that are mistakes: not what failed in the system or in us, and not a guest that traps or outruns
+/// its limits in the middle of its work.
+fn users_kind(kind: &str) -> bool {
+    let ran_away = matches!(
+        kind,
+        "trap" | "limit_fuel" | "limit_memory" | "limit_wall" | "limit_tokens" | "limit_sessions" | "limit_kv" | "limit_reply"
+    );
+    !ran_away && !matches!(kind, "system" | "host" | "bug" | "compute")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn codes_tell_whose_fault_it_is() {
+        assert_eq!(exit_code(&mistake("no such model")), 2);
+        assert_eq!(exit_code(&Err::<(), _>(mistake("inner")).context("outer").unwrap_err()), 2);
+        assert_eq!(exit_code(&anyhow::anyhow!("bug")), 1);
+        assert_eq!(exit_code(&io::Error::other("disk").into()), 1);
+    }
+
+    #[test]
+    fn causes_are_said_once() {
+        let error = anyhow::anyhow!("c").context("b: c").context("a");
+        assert_eq!(message(&error), "a: b: c");
+    }
+}

@@ -1,0 +1,161 @@
+//! Actors across processes and state folders.
+
+use crate::support::{GEMMA3, Home, SMOLLM2, mode, refuse, said, succeed};
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Stdio};
+
+const TURNS: [&str; 3] = ["Hello! What is the sea?", "Is it deep?", "Write a short poem about it."];
+
+/// Talks three turns, each in its own process; freezes after the second and thaws the file with another state folder: the third turn there
+/// is the same.
+fn frozen_conversations_go_on(model: &str) {
+    let (here, there) = (Home::new(), Home::new());
+    here.run(&["actor", "spawn", "alice", "--model", model, "--system", "Be brief."]);
+    here.turn("alice", TURNS[0]);
+    here.turn("alice", TURNS[1]);
+    let file = here.path("alice.safetensors");
+    let file = file.to_str().unwrap();
+    here.run(&["freeze", "alice", "-o", file]);
+    assert_eq!(mode(file.as_ref()), 0o600);
+
+    let thawed = there.json(&["thaw", file, "--as", "bob", "--json"]);
+    assert_eq!(thawed["recomputed_tokens"], 0);
+    let frozen = here.json(&["inspect", file, "--json"])["manifest"]["identity"].clone();
+    assert_eq!(thawed["identity"]["parent"], frozen["id"]);
+    assert_ne!(thawed["identity"]["id"], frozen["id"]);
+
+    let (expected, found) = (here.turn("alice", TURNS[2]), there.turn("bob", TURNS[2]));
+    for key in ["reply", "tokens", "restored_tokens", "prefilled_tokens"] {
+        assert_eq!(expected[key], found[key], "{key}");
+    }
+    assert!(found["restored_tokens"].as_u64().unwrap() > 30);
+    // Bits, not only tokens: the KV blocks of both have the same hashes.
+    let kv = |home: &Home, name: &str| home.json(&["inspect", name, "--json"])["manifest"]["pools"].clone();
+    assert_eq!(kv(&here, "alice"), kv(&there, "bob"));
+}
+
+#[test]
+fn a_frozen_smollm2_goes_on() {
+    frozen_conversations_go_on(SMOLLM2.0);
+}
+
+#[test]
+fn a_frozen_gemma3_goes_on() {
+    frozen_conversations_go_on(GEMMA3.0);
+}
+
+#[test]
+fn forks_part_and_names_are_taken_once() {
+    let home = Home::new();
+    home.run(&["actor", "spawn", "alice"]);
+    home.turn("alice", TURNS[0]);
+    home.run(&["actor", "fork", "alice", "bob"]);
+    assert_eq!(home.turn("alice", TURNS[1])["tokens"], home.turn("bob", TURNS[1])["tokens"]);
+    home.run(&["freeze", "alice", "-o", "a.st"]);
+    refuse(home.with_models(&["freeze", "alice", "-o", "a.st"]), &["exists already"]);
+    refuse(home.with_models(&["thaw", "a.st", "--as", "bob"]), &["`bob` exists already"]);
+    refuse(home.with_models(&["thaw", "a.st"]), &["`alice` exists already"]);
+    refuse(home.with_models(&["actor", "fork", "alice", "bob"]), &["exists already"]);
+    refuse(home.with_models(&["actor", "spawn", "bob"]), &["exists already"]);
+    home.run(&["actor", "rm", "bob"]);
+    let listed = home.json(&["actor", "ls", "--json"]);
+    assert_eq!(listed["actors"].as_array().unwrap().len(), 1);
+    assert_eq!(listed["actors"][0]["name"], "alice");
+    assert_eq!(listed["actors"][0]["model"], "smollm2-135m");
+}
+
+#[test]
+fn state_is_for_its_owner_only() {
+    let home = Home::new();
+    home.run(&["actor", "spawn", "alice"]);
+    let mut folders = vec![home.path("state")];
+    while let Some(folder) = folders.pop() {
+        assert_eq!(mode(&folder), 0o700, "{}", folder.display());
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { assert_eq!(mode(&path), 0o600, "{}", path.display()) }
+        }
+    }
+}
+
+#[test]
+fn a_second_process_is_told_who_holds_the_actor() {
+    let home = Home::new();
+    let mut command = home.with_models(&["chat", "alice", "--temperature", "0", "--max-tokens", "8"]);
+    let mut chat = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut stdin = chat.stdin.take().unwrap();
+    stdin.write_all(b"Hello!\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(chat.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let pid = chat.id().to_string();
+    refuse(home.with_models(&["actor", "send", "alice", "hello"]), &["alice", &pid]);
+    refuse(home.with_models(&["freeze", "alice", "-o", "a.st"]), &["alice", &pid]);
+    drop(stdin);
+    assert!(chat.wait().unwrap().success());
+    home.turn("alice", "hello");
+}
+
+#[test]
+fn a_chat_is_kept_and_resumed() {
+    let home = Home::new();
+    let chat = |lines: &str| {
+        let mut command = home.with_models(&["chat", "--temperature", "0", "--max-tokens", "8"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let first = chat("Hello!\n/fork copy\n/stats\n/freeze c.st\n/quit\nnever said\n");
+    assert!(first.status.success(), "{}", said(&first));
+    assert_eq!(String::from_utf8_lossy(&first.stdout).lines().filter(|line| !line.is_empty()).count(), 1);
+    let second = chat("And you?\n");
+    assert!(said(&second).contains("tokens restored, 0 recomputed"), "{}", said(&second));
+    let copy = home.turn("copy", "And you?");
+    assert_eq!(copy["tokens"].as_array().unwrap().len(), 12);
+    assert!(String::from_utf8_lossy(&second.stdout).trim_end().len() <= copy["reply"].as_str().unwrap().len());
+    assert!(home.path("c.st").is_file());
+    let unknown = chat("/nothing\n");
+    assert!(!unknown.status.success() && said(&unknown).contains("/help"));
+}
+
+#[test]
+fn an_interrupt_ends_the_reply_and_keeps_the_turn() {
+    let home = Home::new();
+    home.run(&["actor", "spawn", "alice"]);
+    let mut command = home.with_models(&["actor", "send", "alice", "Count to a million.", "--max-tokens", "4000", "--temperature", "0"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut reply = [0; 8];
+    stdout.read_exact(&mut reply).unwrap();
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).unwrap();
+    assert!(child.wait().unwrap().success());
+    let kept = home.json(&["inspect", "alice", "--json"])["manifest"]["sessions"][0]["tokens"].as_u64().unwrap();
+    assert!((20..3000).contains(&kept), "{kept} tokens were kept");
+}
+
+#[test]
+fn embedded_guests_run() {
+    let home = Home::new();
+    let verdict: Value = serde_json::from_str(&home.run(&["run", "judge", "Is the sea salty?"])).unwrap();
+    assert!(["yes", "no"].contains(&verdict["answer"].as_str().unwrap()));
+    let product: Value = serde_json::from_str(&home.run(&["run", "matmul", "17 33 5"])).unwrap();
+    assert_eq!(product["errors"], 0);
+    assert!(home.run(&["actor", "ls"]).contains("no actors yet"), "what runs once is not kept");
+}
+
+#[test]
+fn benches_agree_with_themselves() {
+    let home = Home::new();
+    for model in [SMOLLM2.0, GEMMA3.0] {
+        let rows = home.json(&["bench", "kv", "--model", model, "--tokens", "24,130", "--json"])["rows"].clone();
+        for row in rows.as_array().unwrap() {
+            assert!(row["tokens_agree"] == true && row["bits_agree"] == true, "{row}");
+        }
+    }
+    let decode: Value =
+        serde_json::from_str(&succeed(home.with_models(&["bench", "decode", "--tokens", "24", "--sessions", "3", "--json"]))).unwrap();
+    assert_eq!(decode["rows"][0]["sessions"], 3);
+}

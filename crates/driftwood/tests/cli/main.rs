@@ -1,0 +1,8 @@
+//! Journeys with the real binary, each command a process of its own: what a user does and what a user does wrong.
+//!
+//! Tests with models read them from the folder `DRIFTWOOD_MODELS`; `cargo xtask test` fetches them there.
+
+mod golden;
+mod journeys;
+mod mistakes;
+mod support;

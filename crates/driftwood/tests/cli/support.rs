@@ -1,0 +1,93 @@
+//! Runs the binary with a state folder of its own.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The two models of the tests, by name and by file.
+pub const SMOLLM2: (&str, &str) = ("smollm2-135m", "SmolLM2-135M-Instruct.Q4_1.gguf");
+pub const GEMMA3: (&str, &str) = ("gemma3-270m", "gemma-3-270m-q4_k_m.gguf");
+
+/// The folder with both models.
+pub fn models() -> PathBuf {
+    let folder = std::env::var_os("DRIFTWOOD_MODELS").map(PathBuf::from);
+    let folder = folder.expect("set DRIFTWOOD_MODELS to a folder with the two small models, or run `cargo xtask test`, which fetches them");
+    for (name, file) in [SMOLLM2, GEMMA3] {
+        let there = folder.join(file).is_file() || folder.join(format!("{name}.gguf")).is_file();
+        assert!(there, "{} lacks {name}; run `cargo xtask test`, which fetches it", folder.display());
+    }
+    folder
+}
+
+/// A home of its own for the binary: state and caches in a temporary folder.
+pub struct Home {
+    folder: tempfile::TempDir,
+}
+
+impl Home {
+    pub fn new() -> Home {
+        Home { folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The binary, in this home and without models.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_driftwood"));
+        command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
+        command.env("DRIFTWOOD_STATE", self.path("state")).env("DRIFTWOOD_MODELS", self.path("no-models")).env("HOME", self.folder.path());
+        command
+    }
+
+    /// The binary, with the models.
+    pub fn with_models(&self, args: &[&str]) -> Command {
+        let mut command = self.command(args);
+        command.env("DRIFTWOOD_MODELS", models());
+        command
+    }
+
+    /// Runs it with the models; its stdout.
+    pub fn run(&self, args: &[&str]) -> String {
+        succeed(self.with_models(args))
+    }
+
+    /// Runs it with the models; its stdout as JSON.
+    pub fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.run(args)).unwrap()
+    }
+
+    /// Takes a greedy turn of an actor.
+    pub fn turn(&self, actor: &str, text: &str) -> Value {
+        self.json(&["actor", "send", actor, text, "--max-tokens", "12", "--temperature", "0", "--json"])
+    }
+}
+
+/// Runs a command that must end with 0; its stdout.
+pub fn succeed(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", said(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a command that must end with 2 and say all of `words`.
+pub fn refuse(mut command: Command, words: &[&str]) {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{command:?}: {}", said(&output));
+    for word in words {
+        assert!(said(&output).contains(word), "{command:?} does not say `{word}`: {}", said(&output));
+    }
+    assert!(!said(&output).contains("panicked"), "{command:?}: {}", said(&output));
+}
+
+/// What it wrote to stderr.
+pub fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Permission bits.
+pub fn mode(path: &Path) -> u32 {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata().unwrap().permissions().mode() & 0o777
+}

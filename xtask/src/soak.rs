@@ -1,0 +1,24 @@
+//! What takes too long for every change.
+
+use anyhow::Result;
+
+/// The fuzz targets, as `fuzz/Cargo.toml` names them.
+const FUZZ_TARGETS: [&str; 3] = ["gguf", "snapshot", "host_calls"];
+
+/// Fuzzes every target, runs the property tests with many cases, and the kernels under qemu.
+pub fn soak(fuzz_seconds: u32) -> Result<()> {
+    for target in FUZZ_TARGETS {
+        let time = format!("-max_total_time={fuzz_seconds}");
+        let seeds = format!("seeds/{target}");
+        let corpus = format!("corpus/{target}");
+        std::fs::create_dir_all(crate::root().join("fuzz").join(&corpus))?;
+        let mut cargo = std::process::Command::new("cargo");
+        cargo.current_dir(crate::root().join("fuzz")).args(["+nightly", "fuzz", "run", "--fuzz-dir", ".", target, &corpus, &seeds]);
+        crate::run(cargo.args(["--", &time, "-rss_limit_mb=4096", "-timeout=20"]))?;
+    }
+    let models = crate::test::fetch_models()?;
+    let mut cargo = crate::cargo();
+    cargo.args(["test", "--workspace"]).env("DRIFTWOOD_MODELS", models).env("PROPTEST_CASES", "500").env("DRIFTWOOD_SOAK", "1");
+    crate::run(&mut cargo)?;
+    crate::cross::arm()
+}
