@@ -147,19 +147,19 @@ impl Batch {
 struct Scratch {
     rows: Vec<Row>,
     tokens: Vec<u32>,
-    outputs: Vec<usize>,    // rows whose logits are wanted
-    residual: Vec<f32>,     // (row, width)
-    branch: Vec<f32>,       // (row, width): what a layer adds to the residual
-    normed: Activations,    // (row, width)
-    query: Vec<f32>,        // (row, head, head_dim)
-    rotated: Vec<f32>,      // (row, head, head_dim)
-    key: Vec<f32>,          // (row, kv_head, head_dim)
-    value: Vec<f32>,        // (row, kv_head, head_dim)
-    head_row: Vec<f32>,     // (head_dim)
-    attended: Activations,  // (row, head, head_dim)
-    gate: Activations,      // (row, hidden)
-    up: Vec<f32>,           // (row, hidden)
-    logits: Vec<f32>,       // (output, vocabulary)
+    outputs: Vec<usize>,   // rows whose logits are wanted
+    residual: Vec<f32>,    // (row, width)
+    branch: Vec<f32>,      // (row, width): what a layer adds to the residual
+    normed: Activations,   // (row, width)
+    query: Vec<f32>,       // (row, head, head_dim)
+    rotated: Vec<f32>,     // (row, head, head_dim)
+    key: Vec<f32>,         // (row, kv_head, head_dim)
+    value: Vec<f32>,       // (row, kv_head, head_dim)
+    head_row: Vec<f32>,    // (head_dim)
+    attended: Activations, // (row, head, head_dim)
+    gate: Activations,     // (row, hidden)
+    up: Vec<f32>,          // (row, hidden)
+    logits: Vec<f32>,      // (output, vocabulary)
     attend: AttendScratch,
     rotations: Rotations,
 }

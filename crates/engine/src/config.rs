@@ -68,12 +68,17 @@ impl Config {
     }
 
     fn check(self, norm_key: &str) -> Result<Config, Error> {
-        let out_of_range = |key: String, value: usize, max: usize| Err(Error::ConfigOutOfRange { key, value: value as f64, max: max as f64 });
+        let out_of_range =
+            |key: String, value: usize, max: usize| Err(Error::ConfigOutOfRange { key, value: value as f64, max: max as f64 });
         if !self.norm_eps.is_finite() || !(0.0..=1.0).contains(&self.norm_eps) {
             return Err(Error::ConfigOutOfRange { key: norm_key.to_owned(), value: f64::from(self.norm_eps), max: 1.0 });
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return out_of_range(format!("{}.attention.head_count_kv (must divide the heads)", self.architecture), self.kv_heads, self.heads);
+            return out_of_range(
+                format!("{}.attention.head_count_kv (must divide the heads)", self.architecture),
+                self.kv_heads,
+                self.heads,
+            );
         }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(32) || self.head_dim > 512 {
             return out_of_range(format!("{}: head size (must be a multiple of 32)", self.architecture), self.head_dim, 512);

@@ -23,7 +23,9 @@ pub enum Error {
         why: String,
     },
     /// The file ends before what it announces.
-    #[error("the GGUF file is truncated: {what} at byte {offset_bytes} needs {need_bytes} bytes, the file has {file_bytes}; fetch it again")]
+    #[error(
+        "the GGUF file is truncated: {what} at byte {offset_bytes} needs {need_bytes} bytes, the file has {file_bytes}; fetch it again"
+    )]
     Truncated {
         /// What was being read.
         what: &'static str,

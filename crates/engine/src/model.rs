@@ -1,12 +1,12 @@
 //! A model: a mapped file, its decoder, tokenizer and chat template, on one device. Immutable, shared by all its sessions.
 
+use crate::Error;
 use crate::config::Config;
 use crate::gguf::GgufFile;
 use crate::kv::KvPools;
 use crate::models::{self, Decoder};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
-use crate::Error;
 use driftwood_compute::{Cpu, KERNEL_VERSION, KvDType, KvLayout};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};

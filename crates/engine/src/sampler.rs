@@ -4,8 +4,8 @@
 //! probabilities at temperature 1. Ties are broken by the lower token id, and every function used here is our own or exact, so
 //! equal logits give equal tokens on every machine.
 
-use crate::limits::{BIASES_MAX, PENALTY_WINDOW_MAX};
 use crate::Error;
+use crate::limits::{BIASES_MAX, PENALTY_WINDOW_MAX};
 use driftwood_compute::math;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;

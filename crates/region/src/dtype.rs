@@ -42,8 +42,20 @@ pub enum DType {
 impl DType {
     /// Every element type, for tables and tests.
     pub const ALL: [DType; 14] = [
-        DType::U8, DType::I8, DType::U32, DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1,
-        DType::Q5_0, DType::Q5_1, DType::Q4_K, DType::Q5_K, DType::Q6_K,
+        DType::U8,
+        DType::I8,
+        DType::U32,
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::Q8_0,
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q5_0,
+        DType::Q5_1,
+        DType::Q4_K,
+        DType::Q5_K,
+        DType::Q6_K,
     ];
 
     /// Elements that are stored together.

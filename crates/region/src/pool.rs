@@ -32,9 +32,7 @@ impl Pool {
     /// If the system has no such range.
     pub fn new(slot_bytes: usize, slots_max: usize) -> Result<Pool, Error> {
         let slot_bytes = round_up_to_page(slot_bytes);
-        let bytes_max = slot_bytes
-            .checked_mul(slots_max)
-            .ok_or(Error::BeyondReservation { asked_bytes: usize::MAX, reserved_bytes: 0 })?;
+        let bytes_max = slot_bytes.checked_mul(slots_max).ok_or(Error::BeyondReservation { asked_bytes: usize::MAX, reserved_bytes: 0 })?;
         let region = Region::reserve(bytes_max)?;
         Ok(Pool { inner: Arc::new(Inner { region, slot_bytes, slots_max, state: Mutex::default() }) })
     }

@@ -77,10 +77,8 @@ impl Region {
         let reserved_bytes = checked_pages(bytes_max)?.max(page_bytes());
         let file = unnamed_file().map_err(|e| Error::system("make a memory file of", reserved_bytes, e))?;
         // SAFETY: a fresh mapping at an address of the kernel's choosing overlaps nothing.
-        let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), reserved_bytes, ProtFlags::empty(), MapFlags::SHARED, &file, 0)
-        }
-        .map_err(|e| Error::system("reserve", reserved_bytes, e))?;
+        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), reserved_bytes, ProtFlags::empty(), MapFlags::SHARED, &file, 0) }
+            .map_err(|e| Error::system("reserve", reserved_bytes, e))?;
         keep_out_of_forks(base, reserved_bytes);
         Ok(Self::new(base, reserved_bytes, reserved_bytes, Backing::MemoryFile, Some(file)))
     }
@@ -95,8 +93,8 @@ impl Region {
     /// If the file cannot be sized or mapped; an empty file cannot.
     pub fn map_file(file: &File) -> Result<Region, Error> {
         let len = file.metadata().map_err(|e| Error::system("size a file of", 0, e))?.len();
-        let len = usize::try_from(len)
-            .map_err(|_| Error::Unsupported { operation: "map the file", why: "it exceeds the address space" })?;
+        let len =
+            usize::try_from(len).map_err(|_| Error::Unsupported { operation: "map the file", why: "it exceeds the address space" })?;
         if len == 0 {
             return Err(Error::Unsupported { operation: "map the file", why: "it is empty" });
         }
@@ -117,7 +115,13 @@ impl Region {
         Self::map_file(&file)
     }
 
-    fn new(base: *mut std::ffi::c_void, mapped_bytes: usize, reserved_bytes: usize, backing: Backing, memory_file: Option<OwnedFd>) -> Region {
+    fn new(
+        base: *mut std::ffi::c_void,
+        mapped_bytes: usize,
+        reserved_bytes: usize,
+        backing: Backing,
+        memory_file: Option<OwnedFd>,
+    ) -> Region {
         let base = NonNull::new(base.cast()).expect("mmap returns no null");
         Region { base, mapped_bytes, reserved_bytes, open_bytes: Mutex::new(0), backing, memory_file }
     }

@@ -3,7 +3,7 @@
 //! Source: "Gemma 3 Technical Report" (2025) and Hugging Face's `Gemma3ForCausalLM`. GGUF files store norm weights with the 1 already
 //! added. Sliding layers use RoPE's base 10,000, global ones the file's.
 
-use super::{Decoder, Loaded, matrix, vector, unsupported};
+use super::{Decoder, Loaded, matrix, unsupported, vector};
 use crate::Error;
 use crate::batch::{AttentionWeights, Gate, Step};
 use crate::config::Config;

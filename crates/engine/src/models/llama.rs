@@ -3,7 +3,7 @@
 //! Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models" (2023), and Hugging Face's `LlamaForCausalLM`,
 //! whose half-split order of K we store; GGUF files permute the rows of Q and K into interleaved pairs.
 
-use super::{Decoder, Loaded, matrix, refuse_rope_scaling, vector, unsupported};
+use super::{Decoder, Loaded, matrix, refuse_rope_scaling, unsupported, vector};
 use crate::Error;
 use crate::batch::{AttentionWeights, Gate, Step};
 use crate::config::Config;

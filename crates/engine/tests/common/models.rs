@@ -10,7 +10,8 @@ pub const GEMMA3: &str = "gemma-3-270m-q4_k_m.gguf";
 
 /// The model's file in the folder that `DRIFTWOOD_MODELS` names.
 pub fn path(file: &str) -> PathBuf {
-    let folder = std::env::var_os("DRIFTWOOD_MODELS").expect("set DRIFTWOOD_MODELS to the folder of the test models: `cargo xtask test` does");
+    let folder =
+        std::env::var_os("DRIFTWOOD_MODELS").expect("set DRIFTWOOD_MODELS to the folder of the test models: `cargo xtask test` does");
     let path = PathBuf::from(folder).join(file);
     assert!(path.exists(), "{} is missing: `cargo xtask test` fetches it", path.display());
     path
@@ -18,7 +19,8 @@ pub fn path(file: &str) -> PathBuf {
 
 /// A file of `tests/golden`.
 pub fn golden(file: &str) -> String {
-    let folder = std::env::var_os("DRIFTWOOD_GOLDEN").map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden")), PathBuf::from);
+    let folder = std::env::var_os("DRIFTWOOD_GOLDEN")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden")), PathBuf::from);
     std::fs::read_to_string(folder.join(file)).expect("tests/golden is part of the repository")
 }
 
