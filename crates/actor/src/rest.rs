@@ -235,16 +235,17 @@ impl<'a> Pools<'a> {
     }
 
     fn pool(&mut self, session: &Session) -> usize {
-        let (model, layout) = (session.model(), session.kv_layout());
+        let (model, layout, numerics) = (session.model(), session.kv_layout(), session.numerics_id());
         let dtype = stored_dtype(layout.dtype);
-        let same = |(c, m): (&snapshot::PoolContents<'_>, &Arc<Model>)| Arc::ptr_eq(m, model) && c.info.dtype == dtype;
+        let alike = |info: &PoolInfo| info.dtype == dtype && info.numerics == numerics;
+        let same = |(c, m): (&snapshot::PoolContents<'_>, &Arc<Model>)| Arc::ptr_eq(m, model) && alike(&c.info);
         if let Some(pool) = self.contents.iter().zip(&self.models).position(same) {
             return pool;
         }
         let info = PoolInfo {
             model: model.name().to_owned(),
             fingerprint: Hash(model.fingerprint()),
-            numerics: session.numerics_id(),
+            numerics,
             architecture: model.config().architecture.to_owned(),
             layers: layout.layers as u32,
             kv_heads: layout.kv_heads as u32,
@@ -391,7 +392,8 @@ impl<'a> Thawing<'a> {
         let blocks = stored.blocks.iter().map(|&block| self.block(stored.state.pool, block)).collect::<Result<_, _>>()?;
         let tail = self.file.tail(index).map_or(&[][..], |view| view.bytes());
         let (tokens, evaluated) = (self.file.tokens(index), stored.evaluated as usize);
-        let session = Session::restore(model, RestoredSession { options, tokens, evaluated, blocks, tail, sampler })?;
+        let session =
+            Session::restore(model, RestoredSession { options, tokens, evaluated, blocks, tail, sampler, numerics: &pool.info.numerics })?;
         for (at, &block) in stored.blocks.iter().enumerate() {
             let held = session.shared_block(at).ok_or_else(|| unthawable("a block is missing"))?;
             self.shared.entry((stored.state.pool, block)).or_insert(held);

@@ -34,6 +34,8 @@ pub struct Session {
     evaluated: usize,
     context_max: usize,
     sampler: Sampler,
+    /// The numerics that earlier KV was computed with, if it was restored from a place with others.
+    past_numerics: Option<Arc<str>>,
 }
 
 impl Session {
@@ -50,7 +52,8 @@ impl Session {
         let layout = model.kv_layout(options.kv);
         let kv = Kv::new(layout, model.kv_pools().get(layout)?, context_max);
         let sampler = Sampler::new(SamplerParams::default())?;
-        Ok(Session { model: model.clone(), kv, tokens: Vec::with_capacity(context_max), evaluated: 0, context_max, sampler })
+        let tokens = Vec::with_capacity(context_max);
+        Ok(Session { model: model.clone(), kv, tokens, evaluated: 0, context_max, sampler, past_numerics: None })
     }
 
     /// A second session with the same tokens, KV and sampler. Blocks are shared until one side writes.
@@ -64,6 +67,7 @@ impl Session {
             evaluated: self.evaluated,
             context_max: self.context_max,
             sampler: self.sampler.clone(),
+            past_numerics: self.past_numerics.clone(),
         }
     }
 
@@ -94,6 +98,9 @@ impl Session {
         self.tokens.truncate(len);
         self.evaluated = self.evaluated.min(len);
         self.kv.truncate(self.evaluated);
+        if self.evaluated == 0 {
+            self.past_numerics = None;
+        }
         Ok(())
     }
 
@@ -146,8 +153,14 @@ impl Session {
     }
 
     /// What its bits depend on: sessions with equal ids and tokens have equal KV and logits, wherever they ran.
+    ///
+    /// KV that was restored from a place with other numerics keeps their id in front, joined with `+`: `.../exact/kv-f32+.../fast/kv-f32`.
     pub fn numerics_id(&self) -> String {
-        self.model.numerics_id(self.kv.layout().dtype)
+        let here = self.model.numerics_id(self.kv.layout().dtype);
+        match &self.past_numerics {
+            None => here,
+            Some(past) => format!("{past}+{here}"),
+        }
     }
 
     /// Tokens still to be evaluated before there are logits: at least one, since logits are not kept.
@@ -199,6 +212,7 @@ impl Session {
             session.kv.push_tail(parts.tail, parts.evaluated % KV_BLOCK_TOKENS)?;
         }
         session.evaluated = parts.evaluated;
+        session.past_numerics = past_numerics(parts.numerics, &session.numerics_id()).filter(|_| parts.evaluated > 0);
         Ok(session)
     }
 
@@ -294,4 +308,32 @@ pub struct RestoredSession<'a> {
     pub tail: &'a [u8],
     /// Its sampler.
     pub sampler: Sampler,
+    /// The id of the numerics that its KV was computed with.
+    pub numerics: &'a str,
+}
+
+/// Changes of numerics that an id spells out; of a longer history only the last are kept.
+const NUMERICS_SPELT_MAX: usize = 4;
+
+/// What stands in front of `here` in the id of a session whose stored id is `stored`.
+fn past_numerics(stored: &str, here: &str) -> Option<Arc<str>> {
+    let mut spelt: Vec<&str> = stored.split('+').collect();
+    if spelt.last() == Some(&here) {
+        spelt.pop();
+    }
+    let first = spelt.len().saturating_sub(NUMERICS_SPELT_MAX);
+    (!spelt.is_empty()).then(|| spelt[first..].join("+").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::past_numerics;
+
+    #[test]
+    fn foreign_numerics_stay_in_the_id() {
+        for (stored, here, past) in [("a", "a", None), ("a", "b", Some("a")), ("a+b", "b", Some("a")), ("a+b", "a", Some("a+b"))] {
+            assert_eq!(past_numerics(stored, here).as_deref(), past, "{stored} {here}");
+        }
+        assert_eq!(past_numerics("a+b+c+d+e", "f").as_deref(), Some("b+c+d+e"));
+    }
 }

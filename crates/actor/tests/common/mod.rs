@@ -21,9 +21,9 @@ pub fn bare_host() -> Host {
 pub fn model_host(threads: usize) -> Host {
     let folder = std::env::var_os("DRIFTWOOD_MODELS")
         .map(PathBuf::from)
-        .expect("set DRIFTWOOD_MODELS to the folder that holds SmolLM2-135M-Instruct.Q4_1.gguf");
+        .expect("set DRIFTWOOD_MODELS to the folder of the test models: `cargo xtask test` does");
     let resolver = move |name: &str| match name {
-        SMOLLM2 => Ok(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")),
+        SMOLLM2 => Ok(folder.join("smollm2-135m.gguf")),
         _ => Err("this test knows smollm2 only".to_owned()),
     };
     let device = Arc::new(Cpu::new(threads, Simd::detect(), Arithmetic::Fast));

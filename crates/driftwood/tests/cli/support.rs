@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// The two models of the tests, by name and by file.
-pub const SMOLLM2: (&str, &str) = ("smollm2-135m", "SmolLM2-135M-Instruct.Q4_1.gguf");
-pub const GEMMA3: (&str, &str) = ("gemma3-270m", "gemma-3-270m-q4_k_m.gguf");
+pub const SMOLLM2: (&str, &str) = ("smollm2-135m", "smollm2-135m.gguf");
+pub const GEMMA3: (&str, &str) = ("gemma3-270m", "gemma3-270m.gguf");
 
 /// The folder with both models.
 pub fn models() -> PathBuf {
     let folder = std::env::var_os("DRIFTWOOD_MODELS").map(PathBuf::from);
     let folder = folder.expect("set DRIFTWOOD_MODELS to a folder with the two small models, or run `cargo xtask test`, which fetches them");
     for (name, file) in [SMOLLM2, GEMMA3] {
-        let there = folder.join(file).is_file() || folder.join(format!("{name}.gguf")).is_file();
-        assert!(there, "{} lacks {name}; run `cargo xtask test`, which fetches it", folder.display());
+        assert!(folder.join(file).is_file(), "{} lacks {name}; run `cargo xtask test`, which fetches it", folder.display());
     }
     folder
 }

@@ -5,8 +5,8 @@ use driftwood_engine::Model;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-pub const GEMMA3: &str = "gemma-3-270m-q4_k_m.gguf";
+pub const SMOLLM2: &str = "smollm2-135m.gguf";
+pub const GEMMA3: &str = "gemma3-270m.gguf";
 
 /// The model's file in the folder that `DRIFTWOOD_MODELS` names.
 pub fn path(file: &str) -> PathBuf {

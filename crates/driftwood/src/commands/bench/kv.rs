@@ -221,6 +221,7 @@ fn restore_from(runner: &Runner, path: &Path) -> Result<Session> {
         blocks: blocks.unwrap_or_default(),
         tail: snapshot.tail(0).map_or(&[], |tail| tail.bytes()),
         sampler: Sampler::from_json(session.state.sampler.clone())?,
+        numerics: &pool.info.numerics,
     };
     Ok(Session::restore(&runner.model, parts)?)
 }
