@@ -1,8 +1,8 @@
 ;; The guest of `driftwood bench boundary`: the same steps as the engine's own loop, driven from inside the sandbox.
 ;;
 ;; A message is little-endian words: (0, n, n tokens) opens a session and prefills it; (1, n) takes n tokens by dw_next; (2, n) takes n
-;; tokens by dw_decode, which writes the logits into this memory, dw_sample and dw_append; (3, _) replies the tokens after the prompt.
-;; 1 and 2 first go back to the end of the prompt.
+;; tokens by dw_decode, which writes the logits into this memory, dw_sample and dw_append; (3, _) replies the tokens after the prompt;
+;; (4, _) goes back to the end of the prompt.
 (module
   (import "driftwood" "receive" (func $receive (param i32 i32) (result i32)))
   (import "driftwood" "reply" (func $reply (param i32 i32) (result i32)))
@@ -46,7 +46,6 @@
     (drop (call $check (call $append (global.get $session) (i32.const 8) (i32.const 1)))))
 
   (func $steps (param $by_logits i32) (param $count i32)
-    (drop (call $check (call $session_truncate (global.get $session) (global.get $prompt))))
     (block $done
       (loop $more
         (br_if $done (i32.eqz (local.get $count)))
@@ -68,5 +67,7 @@
     (local.set $count (i32.load (i32.const 1028)))
     (if (i32.eqz (local.get $work)) (then (call $open (local.get $count)) (return (i32.const 0))))
     (if (i32.eq (local.get $work) (i32.const 3)) (then (call $tell) (return (i32.const 0))))
+    (if (i32.eq (local.get $work) (i32.const 4))
+      (then (drop (call $check (call $session_truncate (global.get $session) (global.get $prompt)))) (return (i32.const 0))))
     (call $steps (i32.eq (local.get $work) (i32.const 2)) (local.get $count))
     (i32.const 0)))

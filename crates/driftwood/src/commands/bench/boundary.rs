@@ -20,6 +20,9 @@ use std::time::Instant;
 const RUNS: usize = 5;
 const TOKENS: usize = 256;
 
+/// The two sides of a run take turns after so many tokens, so that a machine whose speed drifts by some percent drifts for both.
+const SLICE_TOKENS: usize = 64;
+
 /// Tokens of the prompt.
 const PROMPT_TOKENS: usize = 64;
 
@@ -31,6 +34,7 @@ const OPEN: u32 = 0;
 const NEXT: u32 = 1;
 const LOGITS: u32 = 2;
 const TELL: u32 = 3;
+const REWIND: u32 = 4;
 
 /// Flags of `bench boundary`.
 #[derive(Args, Debug)]
@@ -59,13 +63,12 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
     let bar = output::steps_bar(4 * (RUNS + 1), "runs");
     let mut times: [Vec<f64>; 4] = Default::default();
     for run in 0..=RUNS {
-        let this = [engine.run()?, actor.run(NEXT)?, engine.run()?, actor.run(LOGITS)?];
+        let [next, logits] = [alternate(&mut engine, &mut actor, NEXT)?, alternate(&mut engine, &mut actor, LOGITS)?];
         bar.inc(4);
-        if run == 0 {
-            ensure!(actor.tokens()? == engine.tokens(), "the actor chose other tokens than the engine");
-            continue; // the first of each warms up
+        if run > 0 {
+            // the first of each warms up
+            times.iter_mut().zip(next.into_iter().chain(logits)).for_each(|(times, ms)| times.push(ms / TOKENS as f64));
         }
-        times.iter_mut().zip(this).for_each(|(times, ms)| times.push(ms / TOKENS as f64));
     }
     bar.finish_and_clear();
     let [engine, actor, engine_logits, actor_logits] = times.map(|times| median(&times));
@@ -77,6 +80,21 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
         ratio: (actor / engine).max(actor_logits / engine_logits),
     };
     if args.common.json { output::json(&report) } else { show(&report) }
+}
+
+/// One run of each side, in slices: the engine's milliseconds and the actor's.
+fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32) -> Result<[f64; 2]> {
+    engine.rewind()?;
+    actor.send(REWIND, &[])?;
+    let mut times = [0.0; 2];
+    for slice in 0..TOKENS / SLICE_TOKENS {
+        // Whoever goes first finds the caches as the other left them, so they take turns at that, too.
+        for side in [slice % 2, 1 - slice % 2] {
+            times[side] += if side == 0 { engine.slice()? } else { actor.slice(how)? };
+        }
+    }
+    ensure!(actor.tokens()? == engine.tokens(), "the actor chose other tokens than the engine");
+    Ok(times)
 }
 
 fn show(report: &Report) -> Result<()> {
@@ -107,11 +125,14 @@ impl EngineSide {
         Ok(EngineSide { runner, session, prompt, logits })
     }
 
-    /// Milliseconds of one run. The logits are materialised in either case.
-    fn run(&mut self) -> Result<f64> {
+    fn rewind(&mut self) -> Result<()> {
+        Ok(self.session.truncate(self.prompt.len())?)
+    }
+
+    /// Milliseconds of one slice. The logits are materialised in either case.
+    fn slice(&mut self) -> Result<f64> {
         let start = Instant::now();
-        self.session.truncate(self.prompt.len())?;
-        for _ in 0..TOKENS {
+        for _ in 0..SLICE_TOKENS {
             self.runner.step(&mut self.session, &mut self.logits)?;
             let token = self.session.sample(&mut self.logits)?;
             self.session.append(&[token])?;
@@ -142,10 +163,10 @@ impl ActorSide {
         Ok(side)
     }
 
-    /// Milliseconds of one run, the message's way in and its commit included.
-    fn run(&mut self, how: u32) -> Result<f64> {
+    /// Milliseconds of one slice, the message's way in and its commit included.
+    fn slice(&mut self, how: u32) -> Result<f64> {
         let start = Instant::now();
-        self.send(how, &[0; TOKENS])?;
+        self.send(how, &[0; SLICE_TOKENS])?;
         Ok(ms_since(start))
     }
 
