@@ -60,7 +60,9 @@ impl Delivery {
             if self.running.is_empty() && self.waiting.is_empty() {
                 break;
             }
+            host.runtime().guests_run(true);
             self.poll_all(host, listener);
+            host.runtime().guests_run(false);
             self.step_all(host);
         }
         self.results.into_iter().map(|r| r.expect("every message was handled")).collect()

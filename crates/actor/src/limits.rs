@@ -68,10 +68,12 @@ pub const NAME_BYTES_MAX: usize = 64;
 pub const WASM_STACK_BYTES: usize = 512 << 10;
 /// Bytes of the stack on which a guest and its host calls run: the template engine and the tokenizer need more than a guest.
 pub const FIBER_STACK_BYTES: usize = 8 << 20;
-/// A guest that computes for one to two of these lets others go on.
+/// A guest that computes for longer than this lets others go on.
 pub const TICK: Duration = Duration::from_millis(5);
+/// How often the clock looks whether a guest computes at all; the first yield can take that much longer.
+pub const IDLE_TICK: Duration = Duration::from_millis(40);
 /// See [`TICK`].
-pub const TICKS_BEFORE_YIELD: u64 = 2;
+pub const TICKS_BEFORE_YIELD: u64 = 1;
 /// How long a step waits for guests that still compute and may join it.
 pub const STEP_PATIENCE: Duration = Duration::from_millis(2);
 

@@ -6,7 +6,7 @@ use crate::admit::{Admitted, features, survey};
 use crate::calls;
 use crate::instance::Guest;
 use crate::instrument::{Life, instrument};
-use crate::limits::{FIBER_STACK_BYTES, IDLE_MODULES_MAX, TICK, WASM_STACK_BYTES};
+use crate::limits::{FIBER_STACK_BYTES, IDLE_MODULES_MAX, IDLE_TICK, TICK, WASM_STACK_BYTES};
 use crate::linear::RegionMemories;
 use driftwood_snapshot::Hash;
 use std::collections::BTreeMap;
@@ -61,6 +61,11 @@ impl Runtime {
         let compiled = Arc::new(Compiled { module: module.clone(), hash, admitted, first: OnceLock::new(), again: OnceLock::new() });
         modules.insert(hash, compiled.clone());
         Ok(compiled)
+    }
+
+    /// Says that guests run on this thread, or no longer: the clock ticks fast only if it finds one running.
+    pub(crate) fn guests_run(&self, now: bool) {
+        self.clock.shared.guests_run.store(now, Ordering::Relaxed);
     }
 
     /// Lets the clock tick until the guard is dropped.
@@ -134,6 +139,8 @@ struct Clock {
 struct ClockState {
     /// How many guards let it run.
     users: AtomicUsize,
+    /// Whether a guest is running, and not the engine.
+    guests_run: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -144,7 +151,8 @@ impl Clock {
         let tick = move || {
             while !state.ended.load(Ordering::Acquire) {
                 if state.users.load(Ordering::Acquire) > 0 {
-                    std::thread::sleep(TICK);
+                    // A tick interrupts a core that computes: there are few while guests only call the host.
+                    std::thread::sleep(if state.guests_run.load(Ordering::Relaxed) { TICK } else { IDLE_TICK });
                     engine.increment_epoch();
                 } else {
                     std::thread::park();

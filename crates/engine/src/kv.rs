@@ -99,22 +99,27 @@ impl Kv {
         self.blocks.truncate(tokens.div_ceil(KV_BLOCK_TOKENS));
     }
 
-    /// Makes positions `from..to` writable: takes new blocks, and copies the one that `from` stands in if others share it.
+    /// Makes positions `from..to` writable: takes new blocks, and a copy of the one that `from` stands in if others share it.
     pub(crate) fn make_writable(&mut self, from: usize, to: usize) -> Result<(), Error> {
         let first = from / KV_BLOCK_TOKENS;
         for index in first..to.div_ceil(KV_BLOCK_TOKENS) {
-            match self.blocks.get_mut(index) {
+            match self.blocks.get_mut(index).map(Arc::get_mut) {
+                Some(Some(Block::Owned(_))) => {}
                 None => self.blocks.push(Arc::new(Block::Owned(self.pool.take()?))),
-                Some(block) => {
-                    if !matches!(Arc::get_mut(block), Some(Block::Owned(_))) {
-                        let mut slot = self.pool.take()?;
-                        slot.bytes_mut()[..block.bytes().len()].copy_from_slice(block.bytes());
-                        *block = Arc::new(Block::Owned(slot));
-                    }
-                }
+                Some(_) => self.blocks[index] = Arc::new(Block::Owned(self.copy_rows(index, from.saturating_sub(index * KV_BLOCK_TOKENS))?)),
             }
         }
         Ok(())
+    }
+
+    /// A slot of our own with the first `tokens` rows of a block.
+    fn copy_rows(&self, index: usize, tokens: usize) -> Result<Slot, Error> {
+        let (mut slot, from) = (self.pool.take()?, self.blocks[index].bytes());
+        self.each_tile(|offset, row_bytes| {
+            let rows = offset..offset + tokens * row_bytes;
+            slot.bytes_mut()[rows.clone()].copy_from_slice(&from[rows]);
+        });
+        Ok(slot)
     }
 
     /// One row of keys or values, to write. Its block was made writable.

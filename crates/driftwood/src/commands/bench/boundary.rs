@@ -20,8 +20,9 @@ use std::time::Instant;
 const RUNS: usize = 5;
 const TOKENS: usize = 256;
 
-/// The two sides of a run take turns after so many tokens, so that a machine whose speed drifts by some percent drifts for both.
-const SLICE_TOKENS: usize = 64;
+/// The two sides of a run take turns after so many tokens, and the medians are taken over these slices: a shared machine drifts by
+/// some percent within a second, which would drown what is measured.
+const SLICE_TOKENS: usize = 32;
 
 /// Tokens of the prompt.
 const PROMPT_TOKENS: usize = 64;
@@ -67,7 +68,7 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
         bar.inc(4);
         if run > 0 {
             // the first of each warms up
-            times.iter_mut().zip(next.into_iter().chain(logits)).for_each(|(times, ms)| times.push(ms / TOKENS as f64));
+            times.iter_mut().zip(next.into_iter().chain(logits)).for_each(|(times, slices)| times.extend(slices));
         }
     }
     bar.finish_and_clear();
@@ -82,15 +83,16 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
     if args.common.json { output::json(&report) } else { show(&report) }
 }
 
-/// One run of each side, in slices: the engine's milliseconds and the actor's.
-fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32) -> Result<[f64; 2]> {
+/// One run of each side: the engine's and the actor's milliseconds a token, slice by slice.
+fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32) -> Result<[Vec<f64>; 2]> {
     engine.rewind()?;
     actor.send(REWIND, &[])?;
-    let mut times = [0.0; 2];
+    let mut times = [Vec::new(), Vec::new()];
     for slice in 0..TOKENS / SLICE_TOKENS {
         // Whoever goes first finds the caches as the other left them, so they take turns at that, too.
         for side in [slice % 2, 1 - slice % 2] {
-            times[side] += if side == 0 { engine.slice()? } else { actor.slice(how)? };
+            let ms = if side == 0 { engine.slice()? } else { actor.slice(how)? };
+            times[side].push(ms / SLICE_TOKENS as f64);
         }
     }
     ensure!(actor.tokens()? == engine.tokens(), "the actor chose other tokens than the engine");
