@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Continue a frozen conversation in Hugging Face transformers, from the snapshot's own KV.
 
-    pip install torch transformers gguf safetensors numpy
+    pip install torch transformers accelerate gguf safetensors numpy
     continue_in_transformers.py SNAPSHOT MODEL.gguf [--tokens 32]
 
 Opens the snapshot with `safetensors`, hands keys and values to a `DynamicCache`, feeds the tokens that were not evaluated yet (at least
@@ -53,7 +53,7 @@ def main():
         k, v = (torch.from_numpy(np.ascontiguousarray(a[layer][None, :, :evaluated])) for a in (keys, values))
         cache.update(k, v, layer)
 
-    feed = torch.tensor([tokens[evaluated:]])
+    feed = torch.from_numpy(tokens[evaluated:])[None]
     answer = {"restored_tokens": evaluated, "tokens": [], "margins": []}
     with torch.no_grad():
         for _ in range(args.tokens):

@@ -22,8 +22,11 @@ pub(crate) trait Decoder: Send + Sync + std::fmt::Debug {
 /// What a family makes of a file.
 pub(crate) type Loaded = (Config, Box<dyn Decoder>);
 
+/// How a family reads a file.
+type Load = fn(&GgufFile) -> Result<Loaded, Error>;
+
 /// `general.architecture` and the family that reads it.
-const FAMILIES: &[(&str, fn(&GgufFile) -> Result<Loaded, Error>)] = &[("gemma3", gemma3::load), ("llama", llama::load)];
+const FAMILIES: &[(&str, Load)] = &[("gemma3", gemma3::load), ("llama", llama::load)];
 
 /// Reads a model of any known family.
 ///
