@@ -106,7 +106,9 @@ impl Kv {
             match self.blocks.get_mut(index).map(Arc::get_mut) {
                 Some(Some(Block::Owned(_))) => {}
                 None => self.blocks.push(Arc::new(Block::Owned(self.pool.take()?))),
-                Some(_) => self.blocks[index] = Arc::new(Block::Owned(self.copy_rows(index, from.saturating_sub(index * KV_BLOCK_TOKENS))?)),
+                Some(_) => {
+                    self.blocks[index] = Arc::new(Block::Owned(self.copy_rows(index, from.saturating_sub(index * KV_BLOCK_TOKENS))?))
+                }
             }
         }
         Ok(())
