@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn penalties_move_greedy_choices() {
-        let mut greedy = |change: fn(&mut SamplerParams), history: &[u32]| {
+        let greedy = |change: fn(&mut SamplerParams), history: &[u32]| {
             let mut s = sampler(|p| {
                 p.temperature = 0.0;
                 change(p);

@@ -1,7 +1,6 @@
 //! Tokenizers and chat templates against llama.cpp's tokens, on the two real models and on tiny vocabularies.
 
 mod common;
-#[allow(dead_code)] // what decoders are opened with
 #[path = "common/models.rs"]
 mod models;
 

@@ -1,5 +1,7 @@
 //! The two real models that tests run on, and where they lie.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
 use driftwood_compute::{Arithmetic, Cpu, Simd};
 use driftwood_engine::Model;
 use std::path::PathBuf;
