@@ -37,8 +37,7 @@ pub fn apple() -> Result<()> {
 /// Runs the kernels' tests for aarch64 Linux under qemu: the same golden bits as on x86-64.
 pub fn arm() -> Result<()> {
     let mut cargo = debian_cargo()?;
-    cargo.args(["test", "-Zbuild-std=std,panic_abort", "-Zpanic-abort-tests", "--target", "aarch64-unknown-linux-gnu", "--quiet"]);
-    cargo.args(["--package", "driftwood-region", "--package", "driftwood-compute", "--lib"]);
+    cargo.args(["test", "-Zbuild-std", "--target", "aarch64-unknown-linux-gnu", "--quiet", "--package", "driftwood-compute", "--lib"]);
     cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
     cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "qemu-aarch64 -L /usr/aarch64-linux-gnu");
     crate::run(&mut cargo)
