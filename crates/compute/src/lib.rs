@@ -24,7 +24,7 @@ pub use cpu::attend::{AttendScratch, AttendShape, KvSource, Row};
 pub use cpu::dequant::dequantise_row;
 pub use cpu::kv::{KV_BLOCK_TOKENS, KvDType, KvLayout, load_kv_row, store_kv_row};
 pub use cpu::math;
-pub use cpu::rope::{RopeTable, rope_half, rope_interleaved};
+pub use cpu::rope::{rope_half, rope_interleaved};
 pub use cpu::simd::Simd;
 pub use cpu::{Arithmetic, Cpu, KERNEL_VERSION};
 pub use error::Error;

@@ -41,6 +41,11 @@ impl Runner {
         Ok(Runner { model, kv: device.kv(kv), load_ms: ms_since(start), batch })
     }
 
+    /// Another one on the same model, with scratch memory of its own.
+    pub fn beside(&self) -> Runner {
+        Runner { model: self.model.clone(), kv: self.kv, load_ms: 0.0, batch: Batch::new(&self.model) }
+    }
+
     /// Opens a session; `context_max` 0 stands for the model's own.
     ///
     /// # Errors

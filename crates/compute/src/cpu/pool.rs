@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 /// How long an idle worker spins before it parks.
-const SPIN: Duration = Duration::from_micros(50);
+const SPIN: Duration = Duration::from_micros(200);
 /// How long a caller spins for the last workers before it lets other threads run.
 const SPINS_BEFORE_YIELD: u32 = 200;
 
@@ -34,13 +34,25 @@ pub(crate) struct Pool {
 }
 
 struct Shared {
-    state: AtomicU64,
-    next_task: AtomicUsize,
+    state: OwnLine<AtomicU64>,
+    next_task: OwnLine<AtomicUsize>,
     /// The job and its number of tasks. Written by the caller while nobody has joined, read only by those who have.
     job: UnsafeCell<Option<(*const Job<'static>, usize)>>,
     parked: Vec<AtomicBool>,
     stop: AtomicBool,
     panicked: AtomicBool,
+}
+
+/// A word that threads fight over, on cache lines of its own (two, since processors fetch them in pairs).
+#[repr(align(128))]
+struct OwnLine<T>(T);
+
+impl<T> std::ops::Deref for OwnLine<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
 }
 
 // SAFETY: `job` is written only by the one caller while the state word shows a closed job with no joined worker, and read only by
@@ -54,8 +66,8 @@ impl Pool {
     pub fn new(threads: usize) -> Pool {
         let workers = threads.clamp(1, JOINED_MASK as usize) - 1;
         let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
-            next_task: AtomicUsize::new(0),
+            state: OwnLine(AtomicU64::new(0)),
+            next_task: OwnLine(AtomicUsize::new(0)),
             job: UnsafeCell::new(None),
             parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),

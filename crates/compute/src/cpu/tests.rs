@@ -419,9 +419,9 @@ fn golden_hashes(cpu: &Cpu) -> Vec<(String, u64)> {
     hashes.push(("silu_mul".into(), copied(&|out| cpu.silu_mul(out, &y))));
     hashes.push(("gelu_tanh_mul".into(), copied(&|out| cpu.gelu_tanh_mul(out, &y))));
     hashes.push(("gemm".into(), hash(&guarded(100, |out| cpu.gemm_f32(&x, &y, out, 10, 30, 10)))));
-    let mut table = crate::RopeTable::new(64, 10_000.0, 1.0);
-    table.ensure(3000);
-    hashes.push(("rope".into(), hash(&[table.cos(2999), table.sin(2999)].concat())));
+    let angle = |pair: u32| 2999.0 * libm::pow(10_000.0, -2.0 * f64::from(pair) / 64.0);
+    let cos_sin = (0..32).map(|pair| libm::cos(angle(pair)) as f32).chain((0..32).map(|pair| libm::sin(angle(pair)) as f32));
+    hashes.push(("rope".into(), hash(&cos_sin.collect::<Vec<f32>>())));
     for dtype in KvDType::ALL {
         let layout = KvLayout { layers: 2, kv_heads: 2, head_dim: 64, dtype };
         let shape = AttendShape { heads: 6, kv_heads: 2, head_dim: 64, layer: 1, scale: 0.125, window: Some(900), layout };

@@ -16,13 +16,17 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Alternating runs, and tokens in each.
+/// Alternating runs.
 const RUNS: usize = 5;
-const TOKENS: usize = 256;
+
+/// Tokens of a run: some from each of several pairs of sides, every pair with sessions and scratch memory of its own. Where these
+/// happen to lie moves a side's time by a percent either way, which would otherwise pass for the boundary.
+const PAIRS_PER_RUN: usize = 4;
+const TOKENS_PER_PAIR: usize = 64;
 
 /// The two sides of a run take turns after so many tokens, and the medians are taken over these slices: a shared machine drifts by
 /// some percent within a second, which would drown what is measured.
-const SLICE_TOKENS: usize = 32;
+const SLICE_TOKENS: usize = 64;
 
 /// Tokens of the prompt.
 const PROMPT_TOKENS: usize = 64;
@@ -59,15 +63,18 @@ struct Report {
 /// If the model cannot be used, or the two sides choose different tokens.
 pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
     // The guest opens its session with f16 KV.
-    let mut engine = EngineSide::open(Runner::open(&args.common.model, &globals.device, Some(KvDType::F16))?, &args.common)?;
-    let mut actor = ActorSide::open(globals, &engine)?;
-    let bar = output::steps_bar(4 * (RUNS + 1), "runs");
+    let runner = Runner::open(&args.common.model, &globals.device, Some(KvDType::F16))?;
+    let bar = output::steps_bar((RUNS + 1) * PAIRS_PER_RUN, "pairs");
     let mut times: [Vec<f64>; 4] = Default::default();
-    for run in 0..=RUNS {
+    let mut pairs = Vec::new(); // kept, so that none gets the memory of another
+    for pair in 0..(RUNS + 1) * PAIRS_PER_RUN {
+        let mut engine = EngineSide::open(runner.beside(), &args.common)?;
+        let mut actor = ActorSide::open(globals, &engine)?;
         let [next, logits] = [alternate(&mut engine, &mut actor, NEXT)?, alternate(&mut engine, &mut actor, LOGITS)?];
-        bar.inc(4);
-        if run > 0 {
-            // the first of each warms up
+        pairs.push((engine, actor));
+        bar.inc(1);
+        if pair >= PAIRS_PER_RUN {
+            // the first run warms up
             times.iter_mut().zip(next.into_iter().chain(logits)).for_each(|(times, slices)| times.extend(slices));
         }
     }
@@ -83,12 +90,12 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
     if args.common.json { output::json(&report) } else { show(&report) }
 }
 
-/// One run of each side: the engine's and the actor's milliseconds a token, slice by slice.
+/// One pair's share of a run: the engine's and the actor's milliseconds a token, slice by slice.
 fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32) -> Result<[Vec<f64>; 2]> {
     engine.rewind()?;
     actor.send(REWIND, &[])?;
     let mut times = [Vec::new(), Vec::new()];
-    for slice in 0..TOKENS / SLICE_TOKENS {
+    for slice in 0..TOKENS_PER_PAIR / SLICE_TOKENS {
         // Whoever goes first finds the caches as the other left them, so they take turns at that, too.
         for side in [slice % 2, 1 - slice % 2] {
             let ms = if side == 0 { engine.slice()? } else { actor.slice(how)? };
