@@ -18,6 +18,7 @@
 
 pub mod cpu;
 mod error;
+pub mod gpu;
 
 pub use cpu::activations::Activations;
 pub use cpu::attend::{AttendScratch, AttendShape, KvSource, Row};

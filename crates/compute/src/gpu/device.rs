@@ -1,0 +1,284 @@
+//! An opened device: what it offers, buffers, submission and waiting.
+//!
+//! Errors that wgpu reports out of line (validation, memory, loss) are kept and come back from the next [`Gpu::submit`] or [`Gpu::wait`].
+
+#![allow(unsafe_code)]
+
+use super::{GpuError, Kernel, KernelSource};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use wgpu::BufferUsages as Usage;
+use wgpu::Features;
+
+/// The side of the matrix tiles that fast kernels multiply.
+const COOPERATIVE_SIDE: u32 = 16;
+
+/// What a device is and offers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GpuInfo {
+    /// Its name, as the driver gives it.
+    pub name: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// The graphics API.
+    pub api: &'static str,
+    /// Whether it computes in the host's own memory.
+    pub unified: bool,
+    /// Whether it is a program on the CPU, such as lavapipe.
+    pub software: bool,
+    /// Whether it multiplies 16x16 tiles of f16 with f32 sums, a tile a subgroup.
+    pub cooperative: bool,
+    /// Whether shaders may use f16.
+    pub f16: bool,
+    /// Shared pointers and lengths are multiples of this; 0 where no host memory can be shared.
+    pub import_align_bytes: u64,
+    /// Bindings begin at multiples of this.
+    pub binding_align_bytes: u64,
+    /// The longest range of a buffer that one binding takes.
+    pub binding_bytes_max: u64,
+    /// The longest buffer.
+    pub buffer_bytes_max: u64,
+    /// Workgroups of a dispatch along one axis.
+    pub workgroups_max: u32,
+}
+
+/// A graphics processor, opened.
+pub struct Gpu {
+    info: GpuInfo,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    kernels: Mutex<HashMap<(String, bool), Arc<Kernel>>>,
+    failure: Arc<Mutex<Option<GpuError>>>,
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gpu({}, {})", self.info.name, self.info.driver)
+    }
+}
+
+impl Gpu {
+    /// Opens the best device of this machine: discrete before integrated before software. `name_contains`, in any case, narrows the
+    /// choice.
+    ///
+    /// # Errors
+    /// If there is none, or if its driver refuses.
+    pub fn open(name_contains: Option<&str>) -> Result<Arc<Gpu>, GpuError> {
+        let adapter = choose(name_contains)?;
+        let opened = super::Opened::open(&adapter)?;
+        let failure = Arc::new(Mutex::new(None));
+        watch(&opened.device, &failure);
+        let info = describe(&adapter, &opened);
+        Ok(Arc::new(Gpu { info, device: opened.device, queue: opened.queue, kernels: Mutex::default(), failure }))
+    }
+
+    /// What it is and offers.
+    pub fn info(&self) -> &GpuInfo {
+        &self.info
+    }
+
+    /// wgpu's device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// wgpu's queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// A buffer in the device's own memory that kernels and copies use, zero at first.
+    ///
+    /// # Errors
+    /// If it is longer than the device allows.
+    pub fn buffer(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        self.new_buffer(label, bytes, Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST)
+    }
+
+    /// A buffer that the host maps to read what was copied there.
+    ///
+    /// # Errors
+    /// If it is longer than the device allows.
+    pub fn readback(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        self.new_buffer(label, bytes, Usage::MAP_READ | Usage::COPY_DST)
+    }
+
+    fn new_buffer(&self, label: &str, bytes: u64, usage: Usage) -> Result<wgpu::Buffer, GpuError> {
+        if bytes > self.info.buffer_bytes_max {
+            return Err(GpuError::BeyondLimit { what: "the bytes of a buffer", asked: bytes, limit: self.info.buffer_bytes_max });
+        }
+        let size = bytes.next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT).max(wgpu::COPY_BUFFER_ALIGNMENT);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false });
+        self.check()?;
+        Ok(buffer)
+    }
+
+    /// A kernel, compiled once for its text.
+    ///
+    /// # Errors
+    /// If it does not compile; for our own kernels that is a bug.
+    pub fn kernel(&self, label: &str, source: KernelSource<'_>) -> Result<Arc<Kernel>, GpuError> {
+        let key = match source {
+            KernelSource::Checked(text) => (text.to_owned(), true),
+            KernelSource::Trusted(text) => (text.to_owned(), false),
+        };
+        if let Some(kernel) = lock(&self.kernels).get(&key) {
+            return Ok(kernel.clone());
+        }
+        let kernel = Arc::new(Kernel::compile(&self.device, label, source, None));
+        self.check()?;
+        lock(&self.kernels).insert(key, kernel.clone());
+        Ok(kernel)
+    }
+
+    /// Hands recorded commands to the device.
+    ///
+    /// # Errors
+    /// If they are refused or the device is lost.
+    pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<(), GpuError> {
+        self.queue.submit([encoder.finish()]);
+        self.check()
+    }
+
+    /// Waits until everything submitted is done.
+    ///
+    /// # Errors
+    /// If the device is lost, or if an earlier operation failed.
+    pub fn wait(&self) -> Result<(), GpuError> {
+        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        polled.map(drop).map_err(|e| GpuError::Driver { why: e.to_string() })
+    }
+
+    /// Copies a range of a buffer out. Waits for everything submitted.
+    ///
+    /// # Errors
+    /// If the device is lost or the range is not within the buffer.
+    pub fn read(&self, buffer: &wgpu::Buffer, offset_bytes: u64, out: &mut [u8]) -> Result<(), GpuError> {
+        let bytes = (out.len() as u64).next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT);
+        let staging = self.readback("read", bytes)?;
+        let mut encoder = self.encoder();
+        encoder.copy_buffer_to_buffer(buffer, offset_bytes, &staging, 0, bytes);
+        self.submit(encoder)?;
+        self.read_mapped(&staging, out)
+    }
+
+    /// Waits for everything submitted and copies out of the start of a buffer from [`Gpu::readback`].
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn read_mapped(&self, staging: &wgpu::Buffer, out: &mut [u8]) -> Result<(), GpuError> {
+        let bytes = (out.len() as u64).next_multiple_of(wgpu::MAP_ALIGNMENT).min(staging.size());
+        let slice = staging.slice(..bytes);
+        slice.map_async(wgpu::MapMode::Read, |_| {});
+        self.wait()?;
+        let mapped = slice.get_mapped_range().map_err(|e| GpuError::Driver { why: e.to_string() })?;
+        out.copy_from_slice(&mapped[..out.len()]);
+        drop(mapped);
+        staging.unmap();
+        Ok(())
+    }
+
+    /// The failure that wgpu reported since the last call, if any. A loss stays.
+    fn check(&self) -> Result<(), GpuError> {
+        let mut failure = lock(&self.failure);
+        match &*failure {
+            None => Ok(()),
+            Some(lost @ GpuError::Lost { .. }) => Err(lost.clone()),
+            Some(_) => Err(failure.take().expect("it was just seen")),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps the first failure that wgpu reports out of line.
+fn watch(device: &wgpu::Device, failure: &Arc<Mutex<Option<GpuError>>>) {
+    let seen = failure.clone();
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        lock(&seen).get_or_insert(GpuError::Driver { why: error.to_string() });
+    }));
+    let seen = failure.clone();
+    device.set_device_lost_callback(move |reason, why| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            *lock(&seen) = Some(GpuError::Lost { why });
+        }
+    });
+}
+
+/// The adapters of this machine, the best first.
+fn choose(name_contains: Option<&str>) -> Result<wgpu::Adapter, GpuError> {
+    let wanted = name_contains.unwrap_or_default().to_lowercase();
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
+    let instance = wgpu::Instance::new(descriptor);
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
+    adapters.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));
+    let rank = |adapter: &wgpu::Adapter| match adapter.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Cpu => 3,
+        wgpu::DeviceType::Other => 4,
+    };
+    adapters.into_iter().min_by_key(rank).ok_or_else(|| GpuError::NoDevice {
+        why: match (names.is_empty(), wanted.is_empty()) {
+            (true, _) => "no Vulkan or Metal driver offers a device".to_owned(),
+            (false, _) => format!("none is called {wanted:?}; there are: {}", names.join(", ")),
+        },
+    })
+}
+
+/// What we ask for, where it is offered.
+pub(super) fn wanted_features(adapter: &wgpu::Adapter) -> Features {
+    let wanted = Features::SHADER_F16
+        | Features::SUBGROUP
+        | Features::SUBGROUP_BARRIER
+        | Features::TIMESTAMP_QUERY
+        | Features::TIMESTAMP_QUERY_INSIDE_PASSES
+        | Features::PIPELINE_CACHE
+        | Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    adapter.features() & wanted
+}
+
+/// The description that a device is opened with: all its limits, the features we use.
+pub(super) fn device_descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+    wgpu::DeviceDescriptor {
+        label: Some("driftwood"),
+        required_features: wanted_features(adapter),
+        required_limits: adapter.limits(),
+        // SAFETY: cooperative matrices are the one experimental feature asked for; only kernels of ours use them.
+        experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
+        memory_hints: wgpu::MemoryHints::Performance,
+        trace: wgpu::Trace::Off,
+    }
+}
+
+fn describe(adapter: &wgpu::Adapter, opened: &super::Opened) -> GpuInfo {
+    let (info, limits, features) = (adapter.get_info(), opened.device.limits(), opened.device.features());
+    let tile = |p: &wgpu::CooperativeMatrixProperties| {
+        [p.m_size, p.n_size, p.k_size] == [COOPERATIVE_SIDE; 3]
+            && p.ab_type == wgpu::CooperativeScalarType::F16
+            && p.cr_type == wgpu::CooperativeScalarType::F32
+    };
+    let software = info.device_type == wgpu::DeviceType::Cpu;
+    GpuInfo {
+        driver: format!("{} {}", info.driver, info.driver_info),
+        api: if info.backend == wgpu::Backend::Metal { "metal" } else { "vulkan" },
+        unified: software || info.device_type == wgpu::DeviceType::IntegratedGpu,
+        software,
+        cooperative: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SHADER_F16)
+            && adapter.cooperative_matrix_properties().iter().any(tile),
+        f16: features.contains(Features::SHADER_F16),
+        import_align_bytes: opened.import_align_bytes,
+        binding_align_bytes: limits.min_storage_buffer_offset_alignment.into(),
+        binding_bytes_max: limits.max_storage_buffer_binding_size,
+        buffer_bytes_max: limits.max_buffer_size,
+        workgroups_max: limits.max_compute_workgroups_per_dimension,
+        name: info.name,
+    }
+}

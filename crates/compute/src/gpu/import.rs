@@ -1,0 +1,75 @@
+//! A host region as a GPU buffer without a copy.
+//!
+//! Everything that a driver might refuse is checked here first: on some drivers one refused import damages the process. The region
+//! lives until the GPU is done with the buffer, and while it is imported nobody may remap, protect or unmap its pages; its bytes may be
+//! written in place. After growth import again: what was imported covers the bytes that were open then.
+
+use super::{Gpu, GpuError};
+use driftwood_region::{Backing, Region};
+use std::sync::Arc;
+
+/// A region's open bytes, seen by the GPU as a storage buffer.
+#[derive(Debug)]
+pub struct Imported {
+    buffer: wgpu::Buffer,
+    address: usize,
+}
+
+impl Imported {
+    /// The buffer: bindable, and source and target of copies.
+    pub fn buffer(&self) -> &wgpu::Buffer {
+        &self.buffer
+    }
+
+    /// The address that the driver was given, for the identity check of `doctor`.
+    pub fn address(&self) -> usize {
+        self.address
+    }
+
+    /// Bytes that the GPU sees.
+    pub fn bytes(&self) -> u64 {
+        self.buffer.size()
+    }
+}
+
+impl Gpu {
+    /// Shares the open bytes of a region with the device.
+    ///
+    /// Who may touch them when: the device between a submit and the end of its work, the host otherwise.
+    ///
+    /// # Errors
+    /// [`GpuError::NotImportable`] if the device, the backing or the size does not allow it: the caller then asks for a copying path by
+    /// name.
+    pub fn import(&self, region: &Arc<Region>) -> Result<Imported, GpuError> {
+        let bytes = region.open_bytes() as u64;
+        let address = region.base().as_ptr() as usize;
+        self.check_importable(region.backing(), address as u64, bytes)?;
+        let buffer = self.import_raw(region, bytes)?;
+        Ok(Imported { buffer, address })
+    }
+
+    /// All preconditions, so that the driver is never asked in vain.
+    fn check_importable(&self, backing: Backing, address: u64, bytes: u64) -> Result<(), GpuError> {
+        let info = self.info();
+        let refuse = |why: String| Err(GpuError::NotImportable { why });
+        if info.import_align_bytes == 0 {
+            return refuse(format!("{} cannot import host memory; a copying path must be asked for", info.name));
+        }
+        if backing == Backing::File && !info.unified {
+            return refuse("a discrete GPU cannot import a file that is mapped read-only".to_owned());
+        }
+        if bytes == 0 {
+            return refuse("the region has no open bytes".to_owned());
+        }
+        if !address.is_multiple_of(info.import_align_bytes) || !bytes.is_multiple_of(info.import_align_bytes) {
+            return refuse(format!(
+                "address and length must be multiples of {}, they are {address:#x} and {bytes}",
+                info.import_align_bytes
+            ));
+        }
+        if bytes > info.buffer_bytes_max {
+            return Err(GpuError::BeyondLimit { what: "the bytes of a shared region", asked: bytes, limit: info.buffer_bytes_max });
+        }
+        Ok(())
+    }
+}

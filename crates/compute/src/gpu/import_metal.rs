@@ -1,0 +1,1 @@
+//! Metal: `newBufferWithBytesNoCopy` (Apple's documentation describes it), a layer below wgpu.

@@ -1,0 +1,133 @@
+//! A kernel compiled from WGSL, and what a step dispatches.
+
+#![allow(unsafe_code)]
+
+use super::{Gpu, GpuError};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+/// Where a kernel's text comes from, which decides how its accesses are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelSource<'a> {
+    /// WGSL from anywhere: every access is checked against its binding, and workgroup memory starts as zeros.
+    Checked(&'a str),
+    /// WGSL of our own, for shapes that were checked before: no bounds checks, and workgroup memory starts as anything.
+    Trusted(&'a str),
+}
+
+/// A compiled kernel. Its bindings stand in group 0.
+#[derive(Debug)]
+pub struct Kernel {
+    label: String,
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+}
+
+/// A range of a buffer that a kernel reads or writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Binding<'a> {
+    /// The buffer.
+    pub buffer: &'a wgpu::Buffer,
+    /// Where the range begins, a multiple of [`super::GpuInfo::binding_align_bytes`].
+    pub offset_bytes: u64,
+    /// How long it is, a multiple of 4.
+    pub bytes: u64,
+}
+
+impl<'a> Binding<'a> {
+    /// All of a buffer.
+    pub fn whole(buffer: &'a wgpu::Buffer) -> Binding<'a> {
+        Binding { buffer, offset_bytes: 0, bytes: buffer.size() }
+    }
+
+    fn entry(self, binding: u32) -> wgpu::BindGroupEntry<'a> {
+        let range = wgpu::BufferBinding { buffer: self.buffer, offset: self.offset_bytes, size: NonZeroU64::new(self.bytes) };
+        wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(range) }
+    }
+}
+
+/// One dispatch: a kernel, what it is bound to, and how many workgroups.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    kernel: Arc<Kernel>,
+    bindings: wgpu::BindGroup,
+    /// Workgroups in x, y and z.
+    pub workgroups: [u32; 3],
+}
+
+impl Kernel {
+    pub(super) fn compile(device: &wgpu::Device, label: &str, source: KernelSource<'_>, cache: Option<&wgpu::PipelineCache>) -> Kernel {
+        let descriptor =
+            |text: &str| wgpu::ShaderModuleDescriptor { label: Some(label), source: wgpu::ShaderSource::Wgsl(text.to_owned().into()) };
+        let (module, zero_workgroup_memory) = match source {
+            KernelSource::Checked(text) => (device.create_shader_module(descriptor(text)), true),
+            KernelSource::Trusted(text) => {
+                // SAFETY: the text is ours; its callers check shapes against bindings, and its loops have constant or checked bounds.
+                let module = unsafe { device.create_shader_module_trusted(descriptor(text), wgpu::ShaderRuntimeChecks::unchecked()) };
+                (module, false)
+            }
+        };
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(label),
+            layout: None,
+            module: &module,
+            entry_point: None,
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &[],
+                zero_initialize_workgroup_memory: zero_workgroup_memory,
+            },
+            cache,
+        });
+        let layout = pipeline.get_bind_group_layout(0);
+        Kernel { label: label.to_owned(), pipeline, layout }
+    }
+
+    /// The name that it was compiled under.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+}
+
+impl Gpu {
+    /// Binds a kernel to buffers, binding 0 first, for as many dispatches as one likes.
+    pub fn dispatch(&self, kernel: &Arc<Kernel>, bindings: &[Binding<'_>], workgroups: [u32; 3]) -> Dispatch {
+        let entries: Vec<_> = bindings.iter().enumerate().map(|(index, binding)| binding.entry(index as u32)).collect();
+        let bindings = self.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(&kernel.label),
+            layout: &kernel.layout,
+            entries: &entries,
+        });
+        Dispatch { kernel: kernel.clone(), bindings, workgroups }
+    }
+
+    /// Runs dispatches in order, in one pass, and waits. For tests and small jobs; a decoder records its own.
+    ///
+    /// # Errors
+    /// If the driver refuses or the device is lost.
+    pub fn run(&self, dispatches: &[Dispatch]) -> Result<(), GpuError> {
+        let mut encoder = self.encoder();
+        record(&mut encoder, dispatches);
+        self.submit(encoder)?;
+        self.wait()
+    }
+
+    /// A recorder of commands.
+    pub fn encoder(&self) -> wgpu::CommandEncoder {
+        self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+    }
+}
+
+/// Records dispatches in order, in one pass: each sees what those before it wrote.
+pub fn record(encoder: &mut wgpu::CommandEncoder, dispatches: &[Dispatch]) {
+    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+    let mut current: Option<&Arc<Kernel>> = None;
+    for dispatch in dispatches {
+        if !current.is_some_and(|kernel| Arc::ptr_eq(kernel, &dispatch.kernel)) {
+            pass.set_pipeline(&dispatch.kernel.pipeline);
+            current = Some(&dispatch.kernel);
+        }
+        pass.set_bind_group(0, &dispatch.bindings, &[]);
+        let [x, y, z] = dispatch.workgroups;
+        pass.dispatch_workgroups(x, y, z);
+    }
+}

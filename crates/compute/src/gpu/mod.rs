@@ -1,0 +1,31 @@
+//! The graphics processor as a device, through wgpu: the same WGSL on Vulkan and on Metal.
+//!
+//! - `device.rs`: [`Gpu`], an opened device: what it offers, buffers, kernels, submission, loss.
+//! - `import.rs`: a host region as a GPU buffer without a copy; `import_vulkan.rs` and `import_metal.rs` are the two APIs behind it.
+//! - `kernel.rs`: a kernel compiled from WGSL, and what a step dispatches.
+//!
+//! On *unified* memory (integrated graphics, Apple Silicon, software devices) everything stays in shared regions. On a discrete device
+//! weights and KV live in the device's own memory and the shared window carries tokens, logits and snapshots.
+//!
+//! Files with `unsafe`: `device.rs`, `import_vulkan.rs`, `import_metal.rs`, `kernel.rs`.
+
+mod device;
+mod error;
+mod import;
+#[cfg(target_vendor = "apple")]
+mod import_metal;
+#[cfg(not(target_vendor = "apple"))]
+mod import_vulkan;
+mod kernel;
+#[cfg(test)]
+mod tests;
+
+#[cfg(target_vendor = "apple")]
+use import_metal::Opened;
+#[cfg(not(target_vendor = "apple"))]
+use import_vulkan::Opened;
+
+pub use device::{Gpu, GpuInfo};
+pub use error::GpuError;
+pub use import::Imported;
+pub use kernel::{Binding, Dispatch, Kernel, KernelSource, record};
