@@ -4,8 +4,10 @@
 //! depend on which sessions share a step, nor on how their tokens are cut into passes.
 
 use crate::config::AttentionPlan;
+use crate::gpu::GpuPasses;
 use crate::kv::Part;
 use crate::limits::ROWS_PER_PASS_MAX;
+use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, Rotations};
 use crate::{Error, Model, Session};
 use driftwood_compute::{Activations, AttendScratch, AttendShape, Cpu, KvLayout, KvSource, Row, dequantise_row, store_kv_row};
@@ -45,13 +47,33 @@ impl<'a> Work<'a> {
 pub struct Batch {
     model: Arc<Model>,
     rows_per_pass: usize,
-    scratch: Scratch,
+    plan: Plan,
+    place: Place,
+}
+
+/// Where passes run, with their scratch memory.
+#[derive(Debug)]
+enum Place {
+    Cpu(Box<Scratch>),
+    Gpu(Box<GpuPasses>),
+}
+
+/// The rows of one pass.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) tokens: Vec<u32>,    // (row)
+    pub(crate) outputs: Vec<usize>, // rows whose logits are wanted
 }
 
 impl Batch {
     /// Scratch for steps of `model`.
     pub fn new(model: &Arc<Model>) -> Batch {
-        Batch { model: model.clone(), rows_per_pass: ROWS_PER_PASS_MAX, scratch: Scratch::default() }
+        let place = match &model.device().gpu {
+            None => Place::Cpu(Box::default()),
+            Some(gpu) => Place::Gpu(Box::new(GpuPasses::new(gpu))),
+        };
+        Batch { model: model.clone(), rows_per_pass: ROWS_PER_PASS_MAX, plan: Plan::default(), place }
     }
 
     /// As [`Batch::new`], with passes of at most `rows` tokens: less scratch memory, slower prefill, the same bits.
@@ -73,7 +95,7 @@ impl Batch {
             if !Arc::ptr_eq(w.session.model(), &self.model) {
                 return Err(Error::OtherModel);
             }
-            w.session.kv.verify(self.model.device().threads())?;
+            w.session.kv.verify(self.model.cpu().threads())?;
             let rows = w.session.begin_step(!matches!(w.logits, Logits::None))?;
             w.rows_done = 0;
             let wanted = match &w.logits {
@@ -83,21 +105,40 @@ impl Batch {
             };
             assert!(wanted, "a logits buffer of another length than promised");
         }
-        while self.pass(work) {}
+        while self.pass(work)? {}
         Ok(())
     }
 
     /// Runs one pass; false if nothing was left to do.
-    fn pass(&mut self, work: &mut [Work<'_>]) -> bool {
-        let scratch = &mut self.scratch;
-        scratch.rows.clear();
-        scratch.tokens.clear();
-        scratch.outputs.clear();
-        scratch.rotations.clear();
-        let mut layout = None; // sessions of one pass store their KV alike
+    fn pass(&mut self, work: &mut [Work<'_>]) -> Result<bool, Error> {
+        let Some(layout) = self.plan.fill(work, self.rows_per_pass) else { return Ok(false) };
+        let logits = match &mut self.place {
+            Place::Cpu(scratch) => {
+                scratch.rotations.clear();
+                let mut step = Step { cpu: self.model.cpu(), layout, plan: &self.plan, scratch, work };
+                self.model.decoder().forward(&mut step);
+                &scratch.logits
+            }
+            Place::Gpu(passes) => passes.evaluate(&self.model, &self.plan, layout, work)?,
+        };
+        hand_out(logits, self.model.config().vocabulary, &self.plan, work);
+        for run in self.plan.rows.chunk_by(|a, b| a.session == b.session) {
+            work[run[0].session as usize].session.end_pass(run.len());
+        }
+        Ok(true)
+    }
+}
+
+impl Plan {
+    /// Takes up to `rows_max` rows that are still to be evaluated, of sessions that store their KV alike; nothing if none is left.
+    fn fill(&mut self, work: &[Work<'_>], rows_max: usize) -> Option<KvLayout> {
+        self.rows.clear();
+        self.tokens.clear();
+        self.outputs.clear();
+        let mut layout = None;
         for (index, w) in work.iter().enumerate() {
             let (tokens, first) = (w.session.tokens(), w.session.evaluated());
-            let take = (tokens.len() - first).min(self.rows_per_pass - scratch.rows.len());
+            let take = (tokens.len() - first).min(rows_max - self.rows.len());
             if take == 0 || *layout.get_or_insert(w.session.kv_layout()) != w.session.kv_layout() {
                 continue;
             }
@@ -108,36 +149,27 @@ impl Batch {
                     Logits::All(_) => true,
                 };
                 if wanted {
-                    scratch.outputs.push(scratch.rows.len());
+                    self.outputs.push(self.rows.len());
                 }
-                scratch.rows.push(Row { session: index as u32, position: position as u32 });
-                scratch.tokens.push(tokens[position]);
+                self.rows.push(Row { session: index as u32, position: position as u32 });
+                self.tokens.push(tokens[position]);
             }
         }
-        let Some(layout) = layout else { return false };
-        let mut step = Step { cpu: self.model.device(), layout, scratch, work };
-        self.model.decoder().forward(&mut step);
-        self.finish_pass(work);
-        true
+        layout
     }
+}
 
-    /// Hands out the logits and moves the sessions on.
-    fn finish_pass(&mut self, work: &mut [Work<'_>]) {
-        let vocabulary = self.model.config().vocabulary;
-        let scratch = &self.scratch;
-        for (logits, &row) in scratch.logits.chunks(vocabulary).zip(&scratch.outputs) {
-            let w = &mut work[scratch.rows[row].session as usize];
-            match &mut w.logits {
-                Logits::None => unreachable!("no output row was planned"),
-                Logits::Last(out) => out.copy_from_slice(logits),
-                Logits::All(out) => {
-                    out[w.rows_done * vocabulary..][..vocabulary].copy_from_slice(logits);
-                    w.rows_done += 1;
-                }
+/// Copies the logits of a pass, (output, vocabulary), to those who want them.
+fn hand_out(logits: &[f32], vocabulary: usize, plan: &Plan, work: &mut [Work<'_>]) {
+    for (logits, &row) in logits.chunks(vocabulary).zip(&plan.outputs) {
+        let w = &mut work[plan.rows[row].session as usize];
+        match &mut w.logits {
+            Logits::None => unreachable!("no output row was planned"),
+            Logits::Last(out) => out.copy_from_slice(logits),
+            Logits::All(out) => {
+                out[w.rows_done * vocabulary..][..vocabulary].copy_from_slice(logits);
+                w.rows_done += 1;
             }
-        }
-        for run in scratch.rows.chunk_by(|a, b| a.session == b.session) {
-            work[run[0].session as usize].session.end_pass(run.len());
         }
     }
 }
@@ -145,9 +177,6 @@ impl Batch {
 /// Buffers of one pass, all row-major over the pass's rows.
 #[derive(Debug, Default)]
 struct Scratch {
-    rows: Vec<Row>,
-    tokens: Vec<u32>,
-    outputs: Vec<usize>,   // rows whose logits are wanted
     residual: Vec<f32>,    // (row, width)
     branch: Vec<f32>,      // (row, width): what a layer adds to the residual
     normed: Activations,   // (row, width)
@@ -164,39 +193,21 @@ struct Scratch {
     rotations: Rotations,
 }
 
-/// The activation of a gated feed-forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Gate {
-    Silu,
-    GeluTanh,
-}
-
-/// The projections of one attention block.
-pub(crate) struct AttentionWeights<'a> {
-    pub q: &'a View,
-    pub k: &'a View,
-    pub v: &'a View,
-    pub o: &'a View,
-    /// RMS norms over each head of Q and K.
-    pub q_norm: Option<&'a [f32]>,
-    pub k_norm: Option<&'a [f32]>,
-}
-
-/// One pass through a decoder: the operations that families are written in. Each reads and writes the pass's scratch.
-pub(crate) struct Step<'a, 'w> {
+/// One pass through a decoder on the CPU.
+struct Step<'a, 'w> {
     cpu: &'a Cpu,
     layout: KvLayout,
+    plan: &'a Plan,
     scratch: &'a mut Scratch,
     work: &'a mut [Work<'w>],
 }
 
-impl Step<'_, '_> {
-    /// residual = rows of the embedding, scaled.
-    pub(crate) fn embed(&mut self, embedding: &View, scale: f32) {
+impl Pass for Step<'_, '_> {
+    fn embed(&mut self, embedding: &View, scale: f32) {
         let width = embedding.shape().row_len();
         let s = &mut *self.scratch;
-        s.residual.resize(s.rows.len() * width, 0.0);
-        for (&token, out) in s.tokens.iter().zip(s.residual.chunks_mut(width)) {
+        s.residual.resize(self.plan.rows.len() * width, 0.0);
+        for (&token, out) in self.plan.tokens.iter().zip(s.residual.chunks_mut(width)) {
             dequantise_row(embedding.dtype(), embedding.row(token as usize), out);
         }
         if scale != 1.0 {
@@ -204,27 +215,24 @@ impl Step<'_, '_> {
         }
     }
 
-    /// normed = norm(residual), ready to be projected.
-    pub(crate) fn norm(&mut self, weight: &[f32], eps: f32) {
+    fn norm(&mut self, weight: &[f32], eps: f32) {
         let s = &mut *self.scratch;
-        s.normed.resize(s.rows.len(), weight.len());
+        s.normed.resize(self.plan.rows.len(), weight.len());
         self.cpu.rms_norm(&s.residual, weight, eps, s.normed.f32_mut());
         self.cpu.quantise(&mut s.normed);
     }
 
-    /// branch = norm(branch): Gemma's norm after a block.
-    pub(crate) fn norm_branch(&mut self, weight: &[f32], eps: f32) {
+    fn norm_branch(&mut self, weight: &[f32], eps: f32) {
         let s = &mut *self.scratch;
-        s.normed.resize(s.rows.len(), weight.len());
+        s.normed.resize(self.plan.rows.len(), weight.len());
         self.cpu.rms_norm(&s.branch, weight, eps, s.normed.f32_mut());
         s.branch.copy_from_slice(s.normed.f32());
     }
 
-    /// branch = attention(normed), with K and V written to the sessions' blocks first.
-    pub(crate) fn attention(&mut self, w: &AttentionWeights<'_>, plan: AttentionPlan, rope: &Rope, eps: f32) {
+    fn attention(&mut self, w: &AttentionWeights<'_>, plan: AttentionPlan, rope: &Rope, eps: f32) {
         let shape = &plan.over(self.layout);
         let s = &mut *self.scratch;
-        let rows = s.rows.len();
+        let rows = self.plan.rows.len();
         project(self.cpu, w.q, &s.normed, rows, &mut s.query);
         project(self.cpu, w.k, &s.normed, rows, &mut s.key);
         project(self.cpu, w.v, &s.normed, rows, &mut s.value);
@@ -238,20 +246,56 @@ impl Step<'_, '_> {
         let s = &mut *self.scratch;
         s.attended.resize(rows, shape.heads * shape.head_dim);
         let kv = SessionsKv(self.work);
-        self.cpu.attend(shape, &s.rows, &s.rotated, &kv, &mut s.attend, s.attended.f32_mut());
+        self.cpu.attend(shape, &self.plan.rows, &s.rotated, &kv, &mut s.attend, s.attended.f32_mut());
         self.cpu.quantise(&mut s.attended);
         project(self.cpu, w.o, &s.attended, rows, &mut s.branch);
     }
 
+    fn feed_forward(&mut self, gate: &View, up: &View, down: &View, activation: Gate) {
+        let s = &mut *self.scratch;
+        let rows = self.plan.rows.len();
+        s.gate.resize(rows, gate.shape().rows());
+        self.cpu.matmul(gate, &s.normed, s.gate.f32_mut());
+        project(self.cpu, up, &s.normed, rows, &mut s.up);
+        match activation {
+            Gate::Silu => self.cpu.silu_mul(s.gate.f32_mut(), &s.up),
+            Gate::GeluTanh => self.cpu.gelu_tanh_mul(s.gate.f32_mut(), &s.up),
+        }
+        self.cpu.quantise(&mut s.gate);
+        project(self.cpu, down, &s.gate, rows, &mut s.branch);
+    }
+
+    fn add(&mut self) {
+        self.cpu.add(&mut self.scratch.residual, &self.scratch.branch);
+    }
+
+    fn logits(&mut self, norm: &[f32], eps: f32, output: &View) {
+        let s = &mut *self.scratch;
+        let width = norm.len();
+        for (to, &from) in self.plan.outputs.iter().enumerate() {
+            s.residual.copy_within(from * width..(from + 1) * width, to * width);
+        }
+        s.logits.clear();
+        if self.plan.outputs.is_empty() {
+            return;
+        }
+        s.normed.resize(self.plan.outputs.len(), width);
+        self.cpu.rms_norm(&s.residual[..self.plan.outputs.len() * width], norm, eps, s.normed.f32_mut());
+        self.cpu.quantise(&mut s.normed);
+        project(self.cpu, output, &s.normed, self.plan.outputs.len(), &mut s.logits);
+    }
+}
+
+impl Step<'_, '_> {
     /// rotated = rope(query); K is rotated and written, V is written.
     fn rotate_and_store(&mut self, shape: &AttendShape, rope: &Rope) {
         let s = &mut *self.scratch;
         let dim = shape.head_dim;
-        let rotations = s.rotations.of(rope, &s.rows);
+        let rotations = s.rotations.of(rope, &self.plan.rows);
         s.rotated.resize(s.query.len(), 0.0);
         s.head_row.resize(dim, 0.0);
         let layout = shape.layout;
-        for (r, row) in s.rows.iter().enumerate() {
+        for (r, row) in self.plan.rows.iter().enumerate() {
             let position = row.position as usize;
             let rotation = rotations.row(r);
             let heads = r * shape.heads..(r + 1) * shape.heads;
@@ -266,43 +310,6 @@ impl Step<'_, '_> {
                 store_kv_row(layout.dtype, &s.value[at..][..dim], kv.row_mut(shape.layer, Part::Value, head, position));
             }
         }
-    }
-
-    /// branch = down(gate(normed) * up(normed)).
-    pub(crate) fn feed_forward(&mut self, gate: &View, up: &View, down: &View, activation: Gate) {
-        let s = &mut *self.scratch;
-        let rows = s.rows.len();
-        s.gate.resize(rows, gate.shape().rows());
-        self.cpu.matmul(gate, &s.normed, s.gate.f32_mut());
-        project(self.cpu, up, &s.normed, rows, &mut s.up);
-        match activation {
-            Gate::Silu => self.cpu.silu_mul(s.gate.f32_mut(), &s.up),
-            Gate::GeluTanh => self.cpu.gelu_tanh_mul(s.gate.f32_mut(), &s.up),
-        }
-        self.cpu.quantise(&mut s.gate);
-        project(self.cpu, down, &s.gate, rows, &mut s.branch);
-    }
-
-    /// residual += branch.
-    pub(crate) fn add(&mut self) {
-        self.cpu.add(&mut self.scratch.residual, &self.scratch.branch);
-    }
-
-    /// logits = output(norm(residual)), for the rows whose logits are wanted.
-    pub(crate) fn logits(&mut self, norm: &[f32], eps: f32, output: &View) {
-        let s = &mut *self.scratch;
-        let width = norm.len();
-        for (to, &from) in s.outputs.iter().enumerate() {
-            s.residual.copy_within(from * width..(from + 1) * width, to * width);
-        }
-        s.logits.clear();
-        if s.outputs.is_empty() {
-            return;
-        }
-        s.normed.resize(s.outputs.len(), width);
-        self.cpu.rms_norm(&s.residual[..s.outputs.len() * width], norm, eps, s.normed.f32_mut());
-        self.cpu.quantise(&mut s.normed);
-        project(self.cpu, output, &s.normed, s.outputs.len(), &mut s.logits);
     }
 }
 

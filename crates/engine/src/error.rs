@@ -16,6 +16,9 @@ pub enum Error {
     /// A window on mapped memory was refused.
     #[error(transparent)]
     Region(#[from] driftwood_region::Error),
+    /// The graphics processor refused or was lost.
+    #[error(transparent)]
+    Gpu(#[from] driftwood_compute::gpu::GpuError),
     /// The file is none that this crate reads.
     #[error("not a GGUF file of version 2 or 3: {why}")]
     NotGguf {

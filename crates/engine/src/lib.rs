@@ -5,7 +5,7 @@
 //! they came about: prefilled or decoded, in whatever chunks, alone or in company, before or after a restore or a fork.
 //!
 //! This crate knows no Wasm, no HTTP and no terminal. Layout: `gguf.rs`, `tokenizer/` and `template.rs` read files; `models/` holds one
-//! decoder a file; `batch.rs` is the step they are written in; `session.rs`, `kv.rs` and `sampler.rs` are a timeline's state.
+//! decoder a file, written in the operations of `pass.rs`, which `batch.rs` runs on the CPU and `gpu/` on a graphics processor; `session.rs`, `kv.rs` and `sampler.rs` are a timeline's state.
 
 #![forbid(unsafe_code)]
 
@@ -13,10 +13,12 @@ mod batch;
 mod config;
 mod error;
 pub mod gguf;
+mod gpu;
 mod kv;
 pub mod limits;
 mod model;
 mod models;
+mod pass;
 mod rope;
 mod sampler;
 mod session;
@@ -26,6 +28,6 @@ pub mod tokenizer;
 pub use batch::{Batch, Logits, Work};
 pub use config::Config;
 pub use error::Error;
-pub use model::Model;
+pub use model::{Device, Model};
 pub use sampler::{SampleError, Sampler, SamplerParams, argmax, top_logits};
 pub use session::{BlockAtRest, RestoredBlock, RestoredSession, Session, SessionAtRest, SessionOptions, SharedBlock};

@@ -7,9 +7,25 @@ use crate::kv::KvPools;
 use crate::models::{self, Decoder};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
+use driftwood_compute::gpu::Gpu;
 use driftwood_compute::{Cpu, KERNEL_VERSION, KvDType, KvLayout};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+
+/// Where a model computes.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// Threads and arithmetic mode. Beside a GPU it hashes, samples and copies.
+    pub cpu: Arc<Cpu>,
+    /// The graphics processor that runs the decoder, if one does.
+    pub gpu: Option<Arc<Gpu>>,
+}
+
+impl From<Arc<Cpu>> for Device {
+    fn from(cpu: Arc<Cpu>) -> Device {
+        Device { cpu, gpu: None }
+    }
+}
 
 /// A model that is ready to serve sessions.
 #[derive(Debug)]
@@ -20,7 +36,7 @@ pub struct Model {
     decoder: Box<dyn Decoder>,
     tokenizer: Tokenizer,
     template: Result<ChatTemplate, String>,
-    device: Arc<Cpu>,
+    device: Device,
     kv_pools: KvPools,
     fingerprint: OnceLock<[u8; 32]>,
 }
@@ -32,7 +48,8 @@ impl Model {
     ///
     /// # Errors
     /// If the file is not one that this version can run; the error names what it lacks.
-    pub fn open(name: &str, path: &Path, device: Arc<Cpu>) -> Result<Arc<Model>, Error> {
+    pub fn open(name: &str, path: &Path, device: impl Into<Device>) -> Result<Arc<Model>, Error> {
+        let device = device.into();
         let file = GgufFile::open(path)?;
         let (config, decoder) = models::load(&file)?;
         let tokenizer = Tokenizer::from_gguf(&file)?;
@@ -79,8 +96,12 @@ impl Model {
     }
 
     /// The device that it runs on.
-    pub fn device(&self) -> &Cpu {
+    pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    pub(crate) fn cpu(&self) -> &Cpu {
+        &self.device.cpu
     }
 
     /// The blake3 hash of its file, computed when first asked for: it names the weights in snapshots.
@@ -95,7 +116,11 @@ impl Model {
 
     /// What the bits of a session depend on: device class, kernel version, arithmetic and KV dtype.
     pub fn numerics_id(&self, kv: KvDType) -> String {
-        format!("cpu/kernels-{KERNEL_VERSION}/{}/kv-{kv}", self.device.arithmetic())
+        let arithmetic = self.cpu().arithmetic();
+        match &self.device.gpu {
+            None => format!("cpu/kernels-{KERNEL_VERSION}/{arithmetic}/kv-{kv}"),
+            Some(gpu) => format!("{}/{arithmetic}/kv-{kv}", gpu.numerics_id()),
+        }
     }
 
     /// How a block of KV of this model is laid out.

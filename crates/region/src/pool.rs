@@ -13,7 +13,7 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Inner {
-    region: Region,
+    region: Arc<Region>,
     slot_bytes: usize,
     slots_max: usize,
     state: Mutex<State>,
@@ -33,7 +33,7 @@ impl Pool {
     pub fn new(slot_bytes: usize, slots_max: usize) -> Result<Pool, Error> {
         let slot_bytes = round_up_to_page(slot_bytes);
         let bytes_max = slot_bytes.checked_mul(slots_max).ok_or(Error::BeyondReservation { asked_bytes: usize::MAX, reserved_bytes: 0 })?;
-        let region = Region::reserve(bytes_max)?;
+        let region = Arc::new(Region::reserve(bytes_max)?);
         Ok(Pool { inner: Arc::new(Inner { region, slot_bytes, slots_max, state: Mutex::default() }) })
     }
 
@@ -52,6 +52,11 @@ impl Pool {
         self.inner.region.commit((state.opened + 1) * self.inner.slot_bytes)?;
         state.opened += 1;
         Ok(Slot { pool: self.inner.clone(), index: state.opened - 1 })
+    }
+
+    /// The region that the slots are cut from, to be shared with a device. Slot `i` begins at `i * slot_bytes`.
+    pub fn region(&self) -> &Arc<Region> {
+        &self.inner.region
     }
 
     /// Bytes of one slot.
@@ -82,6 +87,11 @@ impl Slot {
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `take` opened the slot and gave its index to this `Slot` alone, so no other reference exists; `&self` shares it.
         unsafe { std::slice::from_raw_parts(self.first(), self.pool.slot_bytes) }
+    }
+
+    /// Which slot of its pool it is.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     /// The slot's bytes, to write.

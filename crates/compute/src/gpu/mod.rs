@@ -29,3 +29,6 @@ pub use device::{Gpu, GpuInfo};
 pub use error::GpuError;
 pub use import::Imported;
 pub use kernel::{Binding, Dispatch, Kernel, KernelSource, record};
+
+/// Changes whenever a GPU kernel's results change in any bit; part of the numerics id.
+pub const GPU_KERNEL_VERSION: u32 = 1;

@@ -5,9 +5,9 @@
 
 use super::{Decoder, Loaded, matrix, unsupported, vector};
 use crate::Error;
-use crate::batch::{AttentionWeights, Gate, Step};
 use crate::config::Config;
 use crate::gguf::GgufFile;
+use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, RopePairs};
 use driftwood_region::View;
 
@@ -46,7 +46,7 @@ struct Layer {
 }
 
 impl Decoder for Gemma3 {
-    fn forward(&self, step: &mut Step<'_, '_>) {
+    fn forward(&self, step: &mut dyn Pass) {
         let eps = self.config.norm_eps;
         step.embed(&self.embedding, (self.config.width as f32).sqrt());
         for (index, layer) in self.layers.iter().enumerate() {

@@ -5,9 +5,9 @@
 
 use super::{Decoder, Loaded, matrix, refuse_rope_scaling, unsupported, vector};
 use crate::Error;
-use crate::batch::{AttentionWeights, Gate, Step};
 use crate::config::Config;
 use crate::gguf::GgufFile;
+use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, RopePairs};
 use driftwood_region::View;
 
@@ -35,7 +35,7 @@ struct Layer {
 }
 
 impl Decoder for Llama {
-    fn forward(&self, step: &mut Step<'_, '_>) {
+    fn forward(&self, step: &mut dyn Pass) {
         let eps = self.config.norm_eps;
         step.embed(&self.embedding, 1.0);
         for (index, layer) in self.layers.iter().enumerate() {

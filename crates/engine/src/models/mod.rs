@@ -4,9 +4,9 @@ mod gemma3;
 mod llama;
 
 use crate::Error;
-use crate::batch::Step;
 use crate::config::Config;
 use crate::gguf::GgufFile;
+use crate::pass::Pass;
 use driftwood_region::{DType, View};
 
 /// A loaded decoder.
@@ -16,7 +16,7 @@ use driftwood_region::{DType, View};
 /// - It allocates nothing.
 pub(crate) trait Decoder: Send + Sync + std::fmt::Debug {
     /// Runs one pass.
-    fn forward(&self, step: &mut Step<'_, '_>);
+    fn forward(&self, step: &mut dyn Pass);
 }
 
 /// What a family makes of a file.

@@ -48,7 +48,7 @@ struct Row {
 pub fn run(globals: &Globals, args: &DecodeArgs) -> Result<()> {
     let mut runner = Runner::open(&args.common.model, &globals.device, args.kv)?;
     check_counts(&runner, &args.tokens, STEPS + 1)?;
-    let cpu = format!("{}, {} threads", runner.model.device().simd(), runner.model.device().threads());
+    let cpu = format!("{}, {} threads", runner.model.device().cpu.simd(), runner.model.device().cpu.threads());
     let numerics = runner.session(0)?.numerics_id();
     let rows = args.tokens.iter().map(|&tokens| row(&mut runner, args, tokens)).collect::<Result<Vec<Row>>>()?;
     if args.common.json {
