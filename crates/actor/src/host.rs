@@ -12,8 +12,8 @@ use crate::runtime::Runtime;
 use crate::sessions::Sessions;
 use crate::state::valid_name;
 use crate::{Error, Event, Message, Outcome};
-use driftwood_compute::{Cpu, KvDType};
-use driftwood_engine::{Batch, Model};
+use driftwood_compute::KvDType;
+use driftwood_engine::{Batch, Device, Model};
 use driftwood_snapshot::{Hash, Identity};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 /// What a host is made of.
 pub struct HostOptions {
     /// Where models compute.
-    pub device: Arc<Cpu>,
+    pub device: Device,
     /// Finds the file of a model that a guest names.
     pub models: ModelResolver,
 }

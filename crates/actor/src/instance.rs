@@ -269,7 +269,7 @@ mod tests {
     use driftwood_compute::{Arithmetic, Cpu, Simd};
 
     fn host() -> Host {
-        let device = Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast));
+        let device = Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast)).into();
         Host::new(HostOptions { device, models: Box::new(|_| Err("no models here".into())) }).unwrap()
     }
 

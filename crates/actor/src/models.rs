@@ -2,7 +2,7 @@
 
 use crate::Error;
 use driftwood_compute::Cpu;
-use driftwood_engine::Model;
+use driftwood_engine::{Device, Model};
 use driftwood_snapshot::Hash;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,19 +13,19 @@ pub type ModelResolver = Box<dyn Fn(&str) -> Result<PathBuf, String> + Send>;
 
 /// What guests and the host share: a device, and models by name.
 pub(crate) struct Models {
-    device: Arc<Cpu>,
+    device: Device,
     resolver: Mutex<ModelResolver>,
     open: Mutex<BTreeMap<String, Arc<Model>>>,
     vocabularies: Mutex<BTreeMap<String, Hash>>,
 }
 
 impl Models {
-    pub(crate) fn new(device: Arc<Cpu>, resolver: ModelResolver) -> Models {
+    pub(crate) fn new(device: Device, resolver: ModelResolver) -> Models {
         Models { device, resolver: Mutex::new(resolver), open: Mutex::default(), vocabularies: Mutex::default() }
     }
 
     pub(crate) fn device(&self) -> &Cpu {
-        &self.device
+        &self.device.cpu
     }
 
     pub(crate) fn get(&self, name: &str) -> Result<Arc<Model>, Error> {

@@ -32,10 +32,10 @@ impl Runner {
     /// # Errors
     /// If it is not there or cannot be run.
     pub fn open(model: &str, device: &DeviceArgs, kv: Option<KvDType>) -> Result<Runner> {
-        let cpu = device.open()?;
+        let place = device.open()?;
         let Found { name, path } = ModelsFolder::of_environment()?.find(model)?;
         let start = Instant::now();
-        let opened = output::spinning("loading the model", || Model::open(&name, &path, cpu));
+        let opened = output::spinning("loading the model", || Model::open(&name, &path, place));
         let model = opened.with_context(|| format!("cannot use the model {}", path.display()))?;
         let batch = Batch::new(&model);
         Ok(Runner { model, kv: device.kv(kv), load_ms: ms_since(start), batch })

@@ -3,7 +3,9 @@
 use crate::failure::mistake;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use driftwood_compute::gpu::Gpu;
 use driftwood_compute::{Arithmetic, Cpu, KvDType, Simd};
+use driftwood_engine::Device;
 use std::sync::Arc;
 
 /// Kinds of devices.
@@ -37,17 +39,26 @@ impl DeviceArgs {
     ///
     /// # Errors
     /// If this machine or this build does not have it.
-    pub fn open(&self) -> Result<Arc<Cpu>> {
-        if self.device == DeviceKind::Gpu {
-            return Err(mistake("this build has no GPU backend yet; run without --device, or with --device cpu"));
-        }
+    pub fn open(&self) -> Result<Device> {
         let simd = self.simd.unwrap_or_else(Simd::detect);
         if !simd.is_available() {
             let available: Vec<String> = Simd::available().iter().map(Simd::to_string).collect();
             return Err(mistake(format!("this machine has no {simd}; --simd takes {}", available.join(", "))));
         }
         let arithmetic = if self.exact { Arithmetic::Exact } else { Arithmetic::Fast };
-        Ok(Arc::new(Cpu::new(self.threads(), simd, arithmetic)))
+        let gpu = match self.device {
+            DeviceKind::Cpu => None,
+            DeviceKind::Gpu => Some(Gpu::open(None)?),
+        };
+        Ok(Device { cpu: Arc::new(Cpu::new(self.threads(), simd, arithmetic)), gpu })
+    }
+
+    /// Its kind, as reports name it.
+    pub fn name(&self) -> &'static str {
+        match self.device {
+            DeviceKind::Cpu => "cpu",
+            DeviceKind::Gpu => "gpu",
+        }
     }
 
     /// Threads to use.

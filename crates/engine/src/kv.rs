@@ -87,6 +87,34 @@ impl Kv {
         &self.blocks
     }
 
+    /// The pool that its own blocks come from.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Which slot of the pool each block stands in, once [`Kv::make_owned`] has run.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
+        self.blocks.iter().map(|block| match &**block {
+            Block::Owned(slot) => slot.index() as u32,
+            Block::Mapped { .. } => unreachable!("make_owned left no mapped block"),
+        })
+    }
+
+    /// Copies blocks that stand in mapped files, verified before, into the pool, for devices that share only the pool's memory. Returns
+    /// how many bytes were copied.
+    pub(crate) fn make_owned(&mut self) -> Result<usize, Error> {
+        let mut copied_bytes = 0;
+        for block in &mut self.blocks {
+            if let Block::Mapped { view, .. } = &**block {
+                let (mut slot, bytes) = (self.pool.take()?, view.bytes());
+                slot.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+                copied_bytes += bytes.len();
+                *block = Arc::new(Block::Owned(slot));
+            }
+        }
+        Ok(copied_bytes)
+    }
+
     /// A second reference to the same blocks, with room for as many.
     pub(crate) fn share(&self) -> Kv {
         let mut blocks = Vec::with_capacity(self.blocks.capacity());

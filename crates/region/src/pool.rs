@@ -49,7 +49,7 @@ impl Pool {
         if state.opened == self.inner.slots_max {
             return Err(Error::PoolExhausted { slots_max: self.inner.slots_max });
         }
-        self.inner.region.commit((state.opened + 1) * self.inner.slot_bytes)?;
+        self.inner.open_for(state.opened + 1)?;
         state.opened += 1;
         Ok(Slot { pool: self.inner.clone(), index: state.opened - 1 })
     }
@@ -73,6 +73,22 @@ impl Pool {
     /// The bound on slots.
     pub fn slots_max(&self) -> usize {
         self.inner.slots_max
+    }
+}
+
+/// Pages are opened for so many bytes of slots at least: untouched ones cost nothing, and a device that shares the region has to import
+/// it anew each time it grows.
+const OPEN_BYTES_MIN: usize = 32 << 20;
+
+impl Inner {
+    /// Opens pages for the first `slots` slots: twice as many as are open, where that is not too much at once.
+    fn open_for(&self, slots: usize) -> Result<(), Error> {
+        let (open_bytes, needed_bytes) = (self.region.open_bytes(), slots * self.slot_bytes);
+        if needed_bytes <= open_bytes {
+            return Ok(());
+        }
+        let ahead_bytes = (open_bytes + open_bytes.clamp(OPEN_BYTES_MIN, 8 * OPEN_BYTES_MIN)).max(needed_bytes);
+        self.region.commit(ahead_bytes.min(self.slots_max * self.slot_bytes))
     }
 }
 

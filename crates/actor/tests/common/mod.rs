@@ -13,7 +13,7 @@ pub const SMOLLM2: &str = "smollm2";
 
 /// A host without models.
 pub fn bare_host() -> Host {
-    let device = Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast));
+    let device = Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast)).into();
     Host::new(HostOptions { device, models: Box::new(|_| Err("this test has no models".into())) }).unwrap()
 }
 
@@ -26,7 +26,7 @@ pub fn model_host(threads: usize) -> Host {
         SMOLLM2 => Ok(folder.join("smollm2-135m.gguf")),
         _ => Err("this test knows smollm2 only".to_owned()),
     };
-    let device = Arc::new(Cpu::new(threads, Simd::detect(), Arithmetic::Fast));
+    let device = Arc::new(Cpu::new(threads, Simd::detect(), Arithmetic::Fast)).into();
     Host::new(HostOptions { device, models: Box::new(resolver) }).unwrap()
 }
 

@@ -59,7 +59,7 @@ pub fn model_file(seed: u32) -> tempfile::NamedTempFile {
 /// A host whose model `tiny` is made from `seed`.
 pub fn host(seed: u32) -> Host {
     let file = model_file(seed);
-    let device = Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast));
+    let device = Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast)).into();
     let models = move |name: &str| match name {
         "tiny" => Ok(file.path().to_owned()),
         _ => Err("only tiny is here".to_owned()),
@@ -165,7 +165,7 @@ thread_local! {
 }
 
 fn bare() -> Host {
-    let device = Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast));
+    let device = Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast)).into();
     Host::new(HostOptions { device, models: Box::new(|_| Err("no models".into())) }).unwrap()
 }
 

@@ -149,8 +149,17 @@ pub fn run(globals: &Globals, args: &GenerateArgs) -> Result<()> {
     let text = String::from_utf8_lossy(&runner.model.tokenizer().decode(&tokens)).into_owned();
     let timings = Timings { load_ms: runner.load_ms, ..timings };
     let (model, numerics) = (runner.model.name().to_owned(), session.numerics_id());
-    let report =
-        Report { model, device: "cpu", numerics, prompt_tokens, tokens, text, top_logits, timings, peak_rss_bytes: peak_rss_bytes() };
+    let report = Report {
+        model,
+        device: globals.device.name(),
+        numerics,
+        prompt_tokens,
+        tokens,
+        text,
+        top_logits,
+        timings,
+        peak_rss_bytes: peak_rss_bytes(),
+    };
     if args.json { output::json(&report) } else { show(&report) }
 }
 

@@ -52,7 +52,9 @@ pub fn run(globals: &Globals, args: &DecodeArgs) -> Result<()> {
     let numerics = runner.session(0)?.numerics_id();
     let rows = args.tokens.iter().map(|&tokens| row(&mut runner, args, tokens)).collect::<Result<Vec<Row>>>()?;
     if args.common.json {
-        return output::json(&json!({ "model": runner.model.name(), "device": "cpu", "cpu": cpu, "numerics": numerics, "rows": rows }));
+        return output::json(
+            &json!({ "model": runner.model.name(), "device": globals.device.name(), "cpu": cpu, "numerics": numerics, "rows": rows }),
+        );
     }
     let cells = |row: &Row| {
         let prefill = format!("{:.0}", row.prefill_tokens_per_s);
