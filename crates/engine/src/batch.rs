@@ -8,8 +8,7 @@ use crate::kv::Part;
 use crate::limits::ROWS_PER_PASS_MAX;
 use crate::rope::{Rope, Rotations};
 use crate::{Error, Model, Session};
-use driftwood_compute::{Activations, AttendScratch, AttendShape, Cpu, KvLayout, KvSource, Row, dequantise_row, store_kv_row};
-use driftwood_region::View;
+use driftwood_compute::{Activations, AttendScratch, AttendShape, Cpu, KvLayout, KvSource, Matrix, Row, store_kv_row};
 use std::sync::Arc;
 
 /// Where a session's logits go.
@@ -173,10 +172,10 @@ pub(crate) enum Gate {
 
 /// The projections of one attention block.
 pub(crate) struct AttentionWeights<'a> {
-    pub q: &'a View,
-    pub k: &'a View,
-    pub v: &'a View,
-    pub o: &'a View,
+    pub q: &'a Matrix,
+    pub k: &'a Matrix,
+    pub v: &'a Matrix,
+    pub o: &'a Matrix,
     /// RMS norms over each head of Q and K.
     pub q_norm: Option<&'a [f32]>,
     pub k_norm: Option<&'a [f32]>,
@@ -192,12 +191,12 @@ pub(crate) struct Step<'a, 'w> {
 
 impl Step<'_, '_> {
     /// residual = rows of the embedding, scaled.
-    pub(crate) fn embed(&mut self, embedding: &View, scale: f32) {
-        let width = embedding.shape().row_len();
+    pub(crate) fn embed(&mut self, embedding: &Matrix, scale: f32) {
+        let width = embedding.row_len();
         let s = &mut *self.scratch;
         s.residual.resize(s.rows.len() * width, 0.0);
         for (&token, out) in s.tokens.iter().zip(s.residual.chunks_mut(width)) {
-            dequantise_row(embedding.dtype(), embedding.row(token as usize), out);
+            embedding.dequantise_row(token as usize, out);
         }
         if scale != 1.0 {
             self.cpu.scale(&mut s.residual, scale);
@@ -269,10 +268,10 @@ impl Step<'_, '_> {
     }
 
     /// branch = down(gate(normed) * up(normed)).
-    pub(crate) fn feed_forward(&mut self, gate: &View, up: &View, down: &View, activation: Gate) {
+    pub(crate) fn feed_forward(&mut self, gate: &Matrix, up: &Matrix, down: &Matrix, activation: Gate) {
         let s = &mut *self.scratch;
         let rows = s.rows.len();
-        s.gate.resize(rows, gate.shape().rows());
+        s.gate.resize(rows, gate.rows());
         self.cpu.matmul(gate, &s.normed, s.gate.f32_mut());
         project(self.cpu, up, &s.normed, rows, &mut s.up);
         match activation {
@@ -289,7 +288,7 @@ impl Step<'_, '_> {
     }
 
     /// logits = output(norm(residual)), for the rows whose logits are wanted.
-    pub(crate) fn logits(&mut self, norm: &[f32], eps: f32, output: &View) {
+    pub(crate) fn logits(&mut self, norm: &[f32], eps: f32, output: &Matrix) {
         let s = &mut *self.scratch;
         let width = norm.len();
         for (to, &from) in s.outputs.iter().enumerate() {
@@ -307,8 +306,8 @@ impl Step<'_, '_> {
 }
 
 /// out = weight times rows: (row, n).
-fn project(cpu: &Cpu, weight: &View, x: &Activations, rows: usize, out: &mut Vec<f32>) {
-    out.resize(rows * weight.shape().rows(), 0.0);
+fn project(cpu: &Cpu, weight: &Matrix, x: &Activations, rows: usize, out: &mut Vec<f32>) {
+    out.resize(rows * weight.rows(), 0.0);
     cpu.matmul(weight, x, out);
 }
 
