@@ -4,7 +4,7 @@
 
 #![allow(clippy::print_stdout)] // it is a program
 
-use driftwood_compute::{Activations, Arithmetic, AttendScratch, AttendShape, Cpu, KvDType, KvLayout, KvSource, Row, Simd};
+use driftwood_compute::{Activations, Arithmetic, AttendScratch, AttendShape, Cpu, KvDType, KvLayout, KvSource, Matrix, Row, Simd};
 use driftwood_region::{DType, Region, Shape, View};
 use std::io::Write;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ fn product(cpu: &Cpu, dtype: DType, n: usize, k: usize) {
     let region = Arc::new(Region::map_file(&file).expect("a mapping"));
     let shape = Shape::new(&[n, k]).expect("two extents");
     let view = |i: usize| View::new(&region, i * bytes.len(), dtype, shape).expect("inside");
-    let views: Vec<View> = (0..matrices).map(view).collect();
+    let views: Vec<Matrix> = (0..matrices).map(|i| view(i).into()).collect();
     let time = |rows: usize, matrices: usize, runs: usize| {
         let mut x = Activations::new();
         x.resize(rows, k);

@@ -1,7 +1,7 @@
 //! Kernels and the devices they run on. This crate knows no model: it multiplies, normalises and attends.
 //!
 //! The CPU device is [`Cpu`]. Its promise is that results are *bit-identical* on every SIMD path, for any number of threads, and for a
-//! row alone or among many; `cpu/mod.rs` says how. Weights come as [`driftwood_region::View`]s in GGML's row layouts, activations as
+//! row alone or among many; `cpu/mod.rs` says how. Weights come as a [`Matrix`] (views in GGML's row layouts or MLX's groups), activations as
 //! [`Activations`], and keys and values as blocks in a [`KvLayout`] that a [`KvSource`] finds.
 //!
 //! ```
@@ -19,6 +19,7 @@
 pub mod cpu;
 mod error;
 pub mod gpu;
+mod matrix;
 
 pub use cpu::activations::Activations;
 pub use cpu::attend::{AttendScratch, AttendShape, KvSource, Row};
@@ -29,3 +30,4 @@ pub use cpu::rope::{rope_half, rope_interleaved};
 pub use cpu::simd::Simd;
 pub use cpu::{Arithmetic, Cpu, KERNEL_VERSION};
 pub use error::Error;
+pub use matrix::Matrix;

@@ -10,8 +10,7 @@ use crate::limits::ROWS_PER_PASS_MAX;
 use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, Rotations};
 use crate::{Error, Model, Session};
-use driftwood_compute::{Activations, AttendScratch, AttendShape, Cpu, KvLayout, KvSource, Row, dequantise_row, store_kv_row};
-use driftwood_region::View;
+use driftwood_compute::{Activations, AttendScratch, AttendShape, Cpu, KvLayout, KvSource, Matrix, Row, store_kv_row};
 use std::sync::Arc;
 
 /// Where a session's logits go.
@@ -203,12 +202,12 @@ struct Step<'a, 'w> {
 }
 
 impl Pass for Step<'_, '_> {
-    fn embed(&mut self, embedding: &View, scale: f32) {
-        let width = embedding.shape().row_len();
+    fn embed(&mut self, embedding: &Matrix, scale: f32) {
+        let width = embedding.row_len();
         let s = &mut *self.scratch;
         s.residual.resize(self.plan.rows.len() * width, 0.0);
         for (&token, out) in self.plan.tokens.iter().zip(s.residual.chunks_mut(width)) {
-            dequantise_row(embedding.dtype(), embedding.row(token as usize), out);
+            embedding.dequantise_row(token as usize, out);
         }
         if scale != 1.0 {
             self.cpu.scale(&mut s.residual, scale);
@@ -251,10 +250,10 @@ impl Pass for Step<'_, '_> {
         project(self.cpu, w.o, &s.attended, rows, &mut s.branch);
     }
 
-    fn feed_forward(&mut self, gate: &View, up: &View, down: &View, activation: Gate) {
+    fn feed_forward(&mut self, gate: &Matrix, up: &Matrix, down: &Matrix, activation: Gate) {
         let s = &mut *self.scratch;
         let rows = self.plan.rows.len();
-        s.gate.resize(rows, gate.shape().rows());
+        s.gate.resize(rows, gate.rows());
         self.cpu.matmul(gate, &s.normed, s.gate.f32_mut());
         project(self.cpu, up, &s.normed, rows, &mut s.up);
         match activation {
@@ -269,7 +268,7 @@ impl Pass for Step<'_, '_> {
         self.cpu.add(&mut self.scratch.residual, &self.scratch.branch);
     }
 
-    fn logits(&mut self, norm: &[f32], eps: f32, output: &View) {
+    fn logits(&mut self, norm: &[f32], eps: f32, output: &Matrix) {
         let s = &mut *self.scratch;
         let width = norm.len();
         for (to, &from) in self.plan.outputs.iter().enumerate() {
@@ -314,8 +313,8 @@ impl Step<'_, '_> {
 }
 
 /// out = weight times rows: (row, n).
-fn project(cpu: &Cpu, weight: &View, x: &Activations, rows: usize, out: &mut Vec<f32>) {
-    out.resize(rows * weight.shape().rows(), 0.0);
+fn project(cpu: &Cpu, weight: &Matrix, x: &Activations, rows: usize, out: &mut Vec<f32>) {
+    out.resize(rows * weight.rows(), 0.0);
     cpu.matmul(weight, x, out);
 }
 

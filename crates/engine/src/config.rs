@@ -1,8 +1,8 @@
 //! A model's extents, read once from its file and checked against bounds.
 
 use crate::Error;
-use crate::gguf::GgufFile;
 use crate::limits::{CONTEXT_TOKENS_MAX, HEADS_MAX, LAYERS_MAX, WIDTH_MAX};
+use crate::source::Source;
 use driftwood_compute::{AttendShape, KvDType, KvLayout};
 
 /// The extents that every family shares.
@@ -31,11 +31,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the keys `{architecture}.*` of a GGUF file.
+    /// Reads the keys `{architecture}.*`.
     ///
     /// # Errors
     /// If a key is missing or a number is out of bounds; the error names it.
-    pub(crate) fn from_gguf(file: &GgufFile, architecture: &'static str) -> Result<Config, Error> {
+    pub(crate) fn read(file: &dyn Source, architecture: &'static str) -> Result<Config, Error> {
         let extent = |key: &str, max: usize| -> Result<usize, Error> {
             let key = format!("{architecture}.{key}");
             let value = file.u32(&key)? as usize;
@@ -54,7 +54,7 @@ impl Config {
         let norm_key = format!("{architecture}.attention.layer_norm_rms_epsilon");
         let config = Config {
             architecture,
-            vocabulary: file.tensor("token_embd.weight")?.shape().rows(),
+            vocabulary: file.matrix("token_embd.weight")?.rows(),
             context_max: extent("context_length", CONTEXT_TOKENS_MAX)?,
             width,
             hidden: extent("feed_forward_length", WIDTH_MAX)?,

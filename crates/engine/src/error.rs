@@ -27,7 +27,7 @@ pub enum Error {
     },
     /// The file ends before what it announces.
     #[error(
-        "the GGUF file is truncated: {what} at byte {offset_bytes} needs {need_bytes} bytes, the file has {file_bytes}; fetch it again"
+        "the model file is truncated: {what} at byte {offset_bytes} needs {need_bytes} bytes, the file has {file_bytes}; fetch it again"
     )]
     Truncated {
         /// What was being read.
@@ -40,7 +40,7 @@ pub enum Error {
         file_bytes: u64,
     },
     /// A count or a length exceeds this crate's limits.
-    #[error("the GGUF file has {got} {what}; at most {max} are accepted")]
+    #[error("the model file has {got} {what}; at most {max} are accepted")]
     TooMany {
         /// Of what.
         what: &'static str,
@@ -50,13 +50,13 @@ pub enum Error {
         max: u64,
     },
     /// The file contradicts the format.
-    #[error("the GGUF file is malformed: {why}")]
+    #[error("the model file is malformed: {why}")]
     Malformed {
         /// What is wrong and where.
         why: String,
     },
     /// A key or a tensor name occurs twice.
-    #[error("the GGUF file has the {what} `{name}` twice")]
+    #[error("the model file has the {what} `{name}` twice")]
     Duplicate {
         /// Key or tensor.
         what: &'static str,
@@ -64,7 +64,7 @@ pub enum Error {
         name: String,
     },
     /// A key that is needed is absent.
-    #[error("the GGUF file lacks the key `{key}`")]
+    #[error("the model file lacks the key `{key}`")]
     KeyMissing {
         /// The key.
         key: String,
@@ -80,7 +80,7 @@ pub enum Error {
         got: String,
     },
     /// A tensor that is needed is absent.
-    #[error("the GGUF file lacks the tensor `{tensor}`")]
+    #[error("the model file lacks the tensor `{tensor}`")]
     TensorMissing {
         /// Its name.
         tensor: String,

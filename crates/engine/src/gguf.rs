@@ -632,7 +632,8 @@ fn place_tensor(region: &Arc<Region>, info: &TensorInfo<'_>, data_start: u64) ->
     Ok(View::new(region, offset_bytes as usize, info.dtype, info.shape)?)
 }
 
-fn refuse_overlaps(tensors: &BTreeMap<Box<str>, View>) -> Result<(), Error> {
+/// Refuses tensors that share bytes.
+pub(crate) fn refuse_overlaps(tensors: &BTreeMap<Box<str>, View>) -> Result<(), Error> {
     let mut placed: Vec<_> = tensors.iter().map(|(name, view)| (view.offset_bytes(), view.bytes().len(), name)).collect();
     placed.sort_unstable();
     for pair in placed.windows(2) {

@@ -1,17 +1,19 @@
 //! Models, sessions and batched decoding over host memory that the runtime controls.
 //!
-//! A [`Model`] is a mapped weight file with its tokenizer and chat template. A [`Session`] is one inference timeline: tokens, KV and a
+//! A [`Model`] is its mapped weights with their tokenizer and chat template. A [`Session`] is one inference timeline: tokens, KV and a
 //! sampler. A [`Batch`] evaluates the appended tokens of many sessions in one step. Logits of a position are bit-identical however
 //! they came about: prefilled or decoded, in whatever chunks, alone or in company, before or after a restore or a fork.
 //!
-//! This crate knows no Wasm, no HTTP and no terminal. Layout: `gguf.rs`, `tokenizer/` and `template.rs` read files; `models/` holds one
-//! decoder a file, written in the operations of `pass.rs`, which `batch.rs` runs on the CPU and `gpu/` on a graphics processor; `session.rs`, `kv.rs` and `sampler.rs` are a timeline's state.
+//! This crate knows no Wasm, no HTTP and no terminal. Layout: `gguf.rs`, `safetensors.rs`, `folder.rs`, `tokenizer/` and `template.rs`
+//! read files, which `source.rs` shows to `models/`, one decoder a file, written in the operations of `pass.rs`. `batch.rs` runs those
+//! on the CPU, `gpu/` on a graphics processor. `session.rs`, `kv.rs` and `sampler.rs` are a timeline's state.
 
 #![forbid(unsafe_code)]
 
 mod batch;
 mod config;
 mod error;
+mod folder;
 pub mod gguf;
 mod gpu;
 mod kv;
@@ -20,8 +22,10 @@ mod model;
 mod models;
 mod pass;
 mod rope;
+pub mod safetensors;
 mod sampler;
 mod session;
+mod source;
 pub mod template;
 pub mod tokenizer;
 

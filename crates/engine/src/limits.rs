@@ -39,6 +39,15 @@ pub const GGUF_ELEMENTS_MAX: u64 = 1 << 24;
 /// The largest `general.alignment`.
 pub const GGUF_ALIGNMENT_BYTES_MAX: u64 = 1 << 20;
 
+/// Bytes of a safetensors file's header (real ones stay under 200 KB).
+pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 32 << 20;
+/// Tensors of a safetensors file.
+pub const SAFETENSORS_TENSORS_MAX: usize = 65_536;
+/// Files that the weights of one folder are spread over.
+pub const SHARDS_MAX: usize = 1024;
+/// Bytes of a folder's JSON file (the largest real tokenizers have 34 MB).
+pub const FOLDER_JSON_BYTES_MAX: usize = 64 << 20;
+
 /// Pieces of a vocabulary.
 pub const VOCABULARY_TOKENS_MAX: usize = 1 << 21;
 /// Merges of a byte-level BPE vocabulary.

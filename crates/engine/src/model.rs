@@ -1,14 +1,15 @@
-//! A model: a mapped file, its decoder, tokenizer and chat template, on one device. Immutable, shared by all its sessions.
+//! A model: its mapped files, its decoder, tokenizer and chat template, on one device. Immutable, shared by all its sessions.
 
 use crate::Error;
 use crate::config::Config;
-use crate::gguf::GgufFile;
 use crate::kv::KvPools;
 use crate::models::{self, Decoder};
+use crate::source;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use driftwood_compute::gpu::Gpu;
 use driftwood_compute::{Cpu, KERNEL_VERSION, KvDType, KvLayout};
+use driftwood_region::View;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -31,7 +32,7 @@ impl From<Arc<Cpu>> for Device {
 #[derive(Debug)]
 pub struct Model {
     name: String,
-    file: GgufFile,
+    files: Vec<View>,
     config: Config,
     decoder: Box<dyn Decoder>,
     tokenizer: Tokenizer,
@@ -42,7 +43,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Maps a GGUF file. Weights stay where they are in the mapping; nothing is converted.
+    /// Maps a GGUF file, or a folder as Hugging Face or MLX has it. Weights stay where they are in the mapping; nothing is converted.
     ///
     /// `name` is what guests and snapshots call it.
     ///
@@ -50,22 +51,22 @@ impl Model {
     /// If the file is not one that this version can run; the error names what it lacks.
     pub fn open(name: &str, path: &Path, device: impl Into<Device>) -> Result<Arc<Model>, Error> {
         let device = device.into();
-        let file = GgufFile::open(path)?;
-        let (config, decoder) = models::load(&file)?;
-        let tokenizer = Tokenizer::from_gguf(&file)?;
+        let source = source::open(path)?;
+        let (config, decoder) = models::load(&*source)?;
+        let tokenizer = source.tokenizer()?;
         if tokenizer.vocab_len() > config.vocabulary {
             return Err(Error::Tokenizer {
                 why: format!("it has {} tokens, the model's embedding {}", tokenizer.vocab_len(), config.vocabulary),
             });
         }
-        let template = ChatTemplate::from_gguf(&file, &tokenizer).map_err(|e| e.to_string());
+        let template = source.chat_template().and_then(|t| ChatTemplate::new(t, config.architecture, &tokenizer));
         Ok(Arc::new(Model {
             name: name.to_owned(),
-            file,
+            files: source.files(),
             config,
             decoder,
             tokenizer,
-            template,
+            template: template.map_err(|e| e.to_string()),
             device,
             kv_pools: KvPools::default(),
             fingerprint: OnceLock::new(),
@@ -104,14 +105,19 @@ impl Model {
         &self.device.cpu
     }
 
-    /// The blake3 hash of its file, computed when first asked for: it names the weights in snapshots.
+    /// The blake3 hash of its file, computed when first asked for: it names the weights in snapshots. Of a folder, it is the hash of the
+    /// hashes of all files that were read.
     pub fn fingerprint(&self) -> [u8; 32] {
-        *self.fingerprint.get_or_init(|| *blake3::hash(self.file.bytes()).as_bytes())
+        let hash = |file: &View| *blake3::hash(file.bytes()).as_bytes();
+        *self.fingerprint.get_or_init(|| match &self.files[..] {
+            [file] => hash(file),
+            files => *blake3::hash(files.iter().map(hash).collect::<Vec<_>>().as_flattened()).as_bytes(),
+        })
     }
 
-    /// Bytes of the mapped file.
+    /// Bytes of the mapped files.
     pub fn file_bytes(&self) -> usize {
-        self.file.bytes().len()
+        self.files.iter().map(|file| file.bytes().len()).sum()
     }
 
     /// What the bits of a session depend on: device class, kernel version, arithmetic and KV dtype.

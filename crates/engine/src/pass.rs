@@ -3,7 +3,7 @@
 
 use crate::config::AttentionPlan;
 use crate::rope::Rope;
-use driftwood_region::View;
+use driftwood_compute::Matrix;
 
 /// One pass through a decoder.
 ///
@@ -12,7 +12,7 @@ use driftwood_region::View;
 /// - What it hands in (weights, norms) stays where it is as long as the model lives: a recorder keeps their addresses.
 pub(crate) trait Pass {
     /// residual = rows of the embedding, scaled.
-    fn embed(&mut self, embedding: &View, scale: f32);
+    fn embed(&mut self, embedding: &Matrix, scale: f32);
     /// normed = norm(residual), ready to be projected.
     fn norm(&mut self, weight: &[f32], eps: f32);
     /// branch = norm(branch): Gemma's norm after a block.
@@ -20,11 +20,11 @@ pub(crate) trait Pass {
     /// branch = attention(normed), with K and V written to the sessions' blocks first.
     fn attention(&mut self, weights: &AttentionWeights<'_>, plan: AttentionPlan, rope: &Rope, eps: f32);
     /// branch = down(gate(normed) * up(normed)).
-    fn feed_forward(&mut self, gate: &View, up: &View, down: &View, activation: Gate);
+    fn feed_forward(&mut self, gate: &Matrix, up: &Matrix, down: &Matrix, activation: Gate);
     /// residual += branch.
     fn add(&mut self);
     /// logits = output(norm(residual)), for the rows whose logits are wanted.
-    fn logits(&mut self, norm: &[f32], eps: f32, output: &View);
+    fn logits(&mut self, norm: &[f32], eps: f32, output: &Matrix);
 }
 
 /// The activation of a gated feed-forward.
@@ -36,10 +36,10 @@ pub(crate) enum Gate {
 
 /// The projections of one attention block.
 pub(crate) struct AttentionWeights<'a> {
-    pub q: &'a View,
-    pub k: &'a View,
-    pub v: &'a View,
-    pub o: &'a View,
+    pub q: &'a Matrix,
+    pub k: &'a Matrix,
+    pub v: &'a Matrix,
+    pub o: &'a Matrix,
     /// RMS norms over each head of Q and K.
     pub q_norm: Option<&'a [f32]>,
     pub k_norm: Option<&'a [f32]>,

@@ -27,6 +27,40 @@ impl Rope {
         let frequency = |i: usize| libm::pow(f64::from(base), -2.0 * i as f64 / head_dim as f64) / f64::from(scaling);
         Rope { frequencies: (0..head_dim / 2).map(frequency).collect(), pairs }
     }
+
+    /// The same with each frequency divided by its factor, (head_dim / 2).
+    pub(crate) fn divided_by(mut self, factors: &[f32]) -> Rope {
+        assert_eq!(self.frequencies.len(), factors.len(), "one factor a frequency");
+        self.frequencies.iter_mut().zip(factors).for_each(|(frequency, factor)| *frequency /= f64::from(*factor));
+        self
+    }
+}
+
+/// How Llama 3.1 and later stretch their context: `rope_scaling` of `config.json`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Llama3Scaling {
+    /// What divides the frequencies of wavelengths that the first training never saw whole.
+    pub factor: f64,
+    /// Wavelengths of at least `original_context / low_freq_factor` tokens are divided by all of `factor`.
+    pub low_freq_factor: f64,
+    /// Those of at most `original_context / high_freq_factor` tokens by nothing.
+    pub high_freq_factor: f64,
+    /// Tokens of the context of the first training.
+    pub original_context: f64,
+}
+
+/// What divides RoPE's frequencies, in single precision as GGUF's `rope_freqs.weight` holds it: (head_dim / 2).
+///
+/// Source: Hugging Face's `_compute_llama3_parameters`; the inverse frequency is interpolated between both bounds.
+pub(crate) fn llama3_factors(head_dim: usize, base: f32, scaling: &Llama3Scaling) -> Vec<f32> {
+    let &Llama3Scaling { factor, low_freq_factor, high_freq_factor, original_context } = scaling;
+    let of = |i: usize| {
+        let wavelength = std::f64::consts::TAU * libm::pow(f64::from(base), 2.0 * i as f64 / head_dim as f64);
+        let smooth = (original_context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+        let smooth = smooth.clamp(0.0, 1.0);
+        (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+    };
+    (0..head_dim / 2).map(of).collect()
 }
 
 /// The rotations of one pass's rows, computed once for each kind of layer.
@@ -111,5 +145,23 @@ impl Rotation<'_> {
                 rope_half(to, self.cos, self.sin);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama3_stretches_long_wavelengths_only() {
+        let scaling = Llama3Scaling { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192.0 };
+        let factors = llama3_factors(64, 500_000.0, &scaling);
+        assert_eq!((factors.len(), factors[0], factors[14], factors[31]), (32, 1.0, 1.0, 32.0));
+        assert!(factors.windows(2).all(|pair| pair[0] <= pair[1]));
+        // Pair 16: wavelength 2 pi sqrt(500,000) = 4442.88 tokens, smooth = (8192 / 4442.88 - 1) / 3 = 0.281282.
+        assert!((factors[16] - 1.0 / (0.718_718 / 32.0 + 0.281_282)).abs() < 1e-4, "{}", factors[16]);
+        let rope = Rope::new(64, 500_000.0, 1.0, RopePairs::Halves);
+        let scaled = rope.clone().divided_by(&factors);
+        assert_eq!((scaled.frequencies[0], scaled.frequencies[31] * 32.0), (1.0, rope.frequencies[31]));
     }
 }

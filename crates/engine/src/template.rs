@@ -115,9 +115,18 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] if it is too long or cannot be parsed, [`Error::TemplateMissing`] if there is none and no family is recognised.
     pub fn from_gguf(file: &GgufFile, tokenizer: &Tokenizer) -> Result<ChatTemplate, Error> {
-        let (source, origin) = match file.optional_string("tokenizer.chat_template")? {
+        let architecture = file.optional_string("general.architecture")?.unwrap_or_default();
+        Self::new(file.optional_string("tokenizer.chat_template")?, architecture, tokenizer)
+    }
+
+    /// A template of this source, or that of the architecture's family if there is none.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::from_gguf`].
+    pub fn new(source: Option<&str>, architecture: &str, tokenizer: &Tokenizer) -> Result<ChatTemplate, Error> {
+        let (source, origin) = match source {
             Some(source) => (source, TemplateOrigin::File),
-            None => family(file.optional_string("general.architecture")?.unwrap_or_default(), tokenizer)?,
+            None => family(architecture, tokenizer)?,
         };
         if source.len() > TEMPLATE_BYTES_MAX {
             return Err(Error::Template { why: format!("it has {} bytes; at most {TEMPLATE_BYTES_MAX} are accepted", source.len()) });

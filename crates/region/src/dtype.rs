@@ -37,11 +37,13 @@ pub enum DType {
     Q5_K,
     /// 256 elements: low nibbles, high bit pairs, 16 i8 scales, f16 scale.
     Q6_K,
+    /// 32-bit words of eight unsigned nibbles, the lowest first: MLX's quants, whose scales and biases are tensors of their own.
+    U4,
 }
 
 impl DType {
     /// Every element type, for tables and tests.
-    pub const ALL: [DType; 14] = [
+    pub const ALL: [DType; 15] = [
         DType::U8,
         DType::I8,
         DType::U32,
@@ -56,12 +58,14 @@ impl DType {
         DType::Q4_K,
         DType::Q5_K,
         DType::Q6_K,
+        DType::U4,
     ];
 
     /// Elements that are stored together.
     pub const fn block_len(self) -> usize {
         match self {
             DType::U8 | DType::I8 | DType::U32 | DType::F32 | DType::F16 | DType::BF16 => 1,
+            DType::U4 => 8,
             DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 => 32,
             DType::Q4_K | DType::Q5_K | DType::Q6_K => 256,
         }
@@ -72,7 +76,7 @@ impl DType {
         match self {
             DType::U8 | DType::I8 => 1,
             DType::F16 | DType::BF16 => 2,
-            DType::U32 | DType::F32 => 4,
+            DType::U32 | DType::F32 | DType::U4 => 4,
             DType::Q8_0 => 34,
             DType::Q4_0 => 18,
             DType::Q4_1 => 20,
@@ -92,9 +96,9 @@ impl DType {
         (len / self.block_len()).checked_mul(self.block_bytes())
     }
 
-    /// Whether elements share scales in blocks.
+    /// Whether elements share scales that stand in their blocks.
     pub const fn is_quantised(self) -> bool {
-        self.block_len() > 1
+        self.block_len() >= 32
     }
 
     /// The name that users and files know it by.
@@ -114,6 +118,7 @@ impl DType {
             DType::Q4_K => "Q4_K",
             DType::Q5_K => "Q5_K",
             DType::Q6_K => "Q6_K",
+            DType::U4 => "U4",
         }
     }
 }

@@ -63,7 +63,32 @@ pub(crate) fn dequantise_inline(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::Q4_K => blocks::<144, 256>(bytes, out, |block, out| nibbles_k(dtype, block, out)),
         DType::Q5_K => blocks::<176, 256>(bytes, out, |block, out| nibbles_k(dtype, block, out)),
         DType::Q6_K => blocks::<210, 256>(bytes, out, |block, out| q6_k(block, out)),
-        DType::U8 | DType::I8 | DType::U32 => panic!("{dtype} holds integers, not weights"),
+        DType::U8 | DType::I8 | DType::U32 | DType::U4 => panic!("{dtype} holds integers, not weights"),
+    }
+}
+
+/// Elements that share a scale and a bias in MLX's format.
+pub(crate) const GROUP: usize = 64;
+
+/// MLX's affine groups: `q * scale + bias`, neither fused, with scales and biases as stored in `dtype`, one a group each.
+///
+/// # Panics
+/// If the lengths do not fit.
+#[inline(always)]
+pub(crate) fn dequantise_groups(words: &[u8], dtype: DType, scales: &[u8], biases: &[u8], out: &mut [f32]) {
+    let (groups, bytes) = (out.len() / GROUP, dtype.block_bytes());
+    assert!(out.len() == groups * GROUP && words.len() == out.len() / 2, "{} elements of groups", out.len());
+    assert!(scales.len() == groups * bytes && biases.len() == scales.len(), "a scale and a bias a group");
+    let number = |stored: &[u8], group: usize| {
+        let mut x = [0.0];
+        dequantise_inline(dtype, &stored[group * bytes..][..bytes], &mut x);
+        x[0]
+    };
+    for (group, (words, out)) in words.as_chunks::<{ GROUP / 2 }>().0.iter().zip(out.as_chunks_mut::<GROUP>().0).enumerate() {
+        let (scale, bias) = (number(scales, group), number(biases, group));
+        for (byte, pair) in words.iter().zip(out.as_chunks_mut::<2>().0) {
+            *pair = [f32::from(byte & 15) * scale + bias, f32::from(byte >> 4) * scale + bias];
+        }
     }
 }
 
@@ -142,6 +167,20 @@ mod tests {
         let q8_0 = [&half(0.25)[..], &[0x80; 32]].concat();
         dequantise_row(DType::Q8_0, &q8_0, &mut out);
         assert_eq!(out, [-32.0; 32]);
+    }
+
+    #[test]
+    fn groups_spelled_out_by_hand() {
+        // Word 0 is 0x76543210: nibble i of a word is element i. The second group has the bias alone.
+        let words = [&0x7654_3210u32.to_le_bytes()[..], &[0xf8; 28], &[0; 32]].concat();
+        let f16s = |a: f32, b: f32| [f16::from_f32(a).to_le_bytes(), f16::from_f32(b).to_le_bytes()].concat();
+        let mut out = [f32::NAN; 128];
+        dequantise_groups(&words, DType::F16, &f16s(0.5, 3.0), &f16s(-2.0, 0.25), &mut out);
+        assert_eq!(out[..10], [-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 5.5]);
+        assert_eq!(out[64..], [0.25; 64]);
+        let bf16s = |a: f32, b: f32| [half::bf16::from_f32(a).to_le_bytes(), half::bf16::from_f32(b).to_le_bytes()].concat();
+        dequantise_groups(&words, DType::BF16, &bf16s(-1.0, 3.0), &bf16s(8.0, -0.5), &mut out);
+        assert_eq!((out[0], out[7], out[9], out[64]), (8.0, 1.0, -7.0, -0.5));
     }
 
     #[test]

@@ -11,7 +11,8 @@ use super::lanes::{self, LANES, Lanes, Op};
 use super::pool::Parts;
 use super::tile::{self, Block, Format, Kind};
 use super::{Arithmetic, Cpu, Scratch};
-use driftwood_region::{DType, View};
+use crate::Matrix;
+use driftwood_region::DType;
 
 /// Weight rows that a float tile converts at once.
 const FLOAT_ROWS: usize = 4;
@@ -57,15 +58,15 @@ impl Cpu {
     ///
     /// # Panics
     /// If the shapes do not fit, or if `w` holds integers.
-    pub fn matmul(&self, w: &View, x: &Activations, out: &mut [f32]) {
-        let (n, k) = (w.shape().rows(), w.shape().row_len());
+    pub fn matmul(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
+        let (n, k, stored) = (w.rows(), w.row_len(), w.weight());
         assert_eq!(k, x.k(), "the inner extents of weights ({n}, {k}) and activations ({}, {})", x.rows(), x.k());
         assert_eq!(out.len(), x.rows() * n, "the output of {} rows of {n}", x.rows());
         if out.is_empty() {
             return;
         }
-        let product = Product { weights: w.bytes(), row_bytes: w.row_bytes(), dtype: w.dtype(), n, x, out: Parts::new(out) };
-        let quantised = w.dtype().is_quantised() && self.arithmetic == Arithmetic::Fast;
+        let product = Product { matrix: w, weights: stored.bytes(), row_bytes: stored.row_bytes(), n, x, out: Parts::new(out) };
+        let quantised = stored.dtype().is_quantised() && self.arithmetic == Arithmetic::Fast;
         let tile_rows = if quantised { LANES } else { FLOAT_ROWS };
         let tiles = n.div_ceil(tile_rows);
         let tasks = if self.threads() == 1 { 1 } else { tiles.min(self.threads() * TASKS_PER_THREAD) };
@@ -84,7 +85,7 @@ impl Cpu {
     }
 
     fn quantised_tile(&self, p: &Product<'_>, first: usize, lanes: usize, scratch: &mut Scratch) {
-        match p.dtype {
+        match p.matrix.weight().dtype() {
             DType::Q8_0 => self.tile_of::<tile::Q8_0>(p, first, lanes, scratch),
             DType::Q4_0 => self.tile_of::<tile::Q4_0>(p, first, lanes, scratch),
             DType::Q4_1 => self.tile_of::<tile::Q4_1>(p, first, lanes, scratch),
@@ -135,9 +136,8 @@ impl Cpu {
                 real.fill(0.0);
                 continue;
             }
-            let stored = &p.weights[(first + row) * p.row_bytes..][..p.row_bytes];
             // SAFETY: `Cpu::new` checked the path.
-            unsafe { lanes::run(self.simd, Dequantise { dtype: p.dtype, from: stored, to: real }) };
+            unsafe { lanes::run(self.simd, Dequantise { matrix: p.matrix, row: first + row, to: real }) };
         }
         let op = FloatTile { weights: floats, padded_k, x: p.x, sums: scratch.third.f32(p.x.rows() * FLOAT_ROWS) };
         // SAFETY: `Cpu::new` checked the path.
@@ -152,9 +152,9 @@ impl Cpu {
 
 /// What all tasks of one product share.
 struct Product<'a> {
+    matrix: &'a Matrix,
     weights: &'a [u8], // (n, k) as stored
     row_bytes: usize,
-    dtype: DType,
     n: usize,
     x: &'a Activations,
     out: Parts<'a, f32>, // (rows, n)
@@ -371,10 +371,10 @@ unsafe fn integer_sum<L: Lanes, T: Format>(
     }
 }
 
-/// [`dequantise_inline`] with the path's instructions.
+/// A row of weights as f32, with the path's instructions.
 struct Dequantise<'a> {
-    dtype: DType,
-    from: &'a [u8],
+    matrix: &'a Matrix,
+    row: usize,
     to: &'a mut [f32],
 }
 
@@ -382,10 +382,10 @@ impl Op for Dequantise<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        if self.dtype != DType::F16 {
-            return dequantise_inline(self.dtype, self.from, self.to);
+        if self.matrix.weight().dtype() != DType::F16 {
+            return self.matrix.dequantise_inline(self.row, self.to);
         }
-        let (from, from_tail) = self.from.as_chunks::<{ 2 * LANES }>();
+        let (from, from_tail) = self.matrix.weight().row(self.row).as_chunks::<{ 2 * LANES }>();
         let (to, to_tail) = self.to.as_chunks_mut::<LANES>();
         for (from, to) in from.iter().zip(to) {
             // SAFETY: as the caller's; both have sixteen elements.

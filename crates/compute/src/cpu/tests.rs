@@ -1,13 +1,13 @@
 //! Every kernel against a plain reference in f64, and bit for bit against itself: paths, threads, batches.
 
 use super::*;
-use crate::{Activations, AttendScratch, AttendShape, KV_BLOCK_TOKENS, KvDType, KvLayout, KvSource, Row, dequantise_row, store_kv_row};
+use crate::{Activations, AttendScratch, AttendShape, KV_BLOCK_TOKENS, KvDType, KvLayout, KvSource, Matrix, Row, store_kv_row};
 use driftwood_region::{DType, Region, Shape, View};
 use half::f16;
 use std::io::Write;
 use std::sync::Arc;
 
-const WEIGHTS: [DType; 11] = [
+const WEIGHTS: [DType; 12] = [
     DType::F32,
     DType::F16,
     DType::BF16,
@@ -19,6 +19,7 @@ const WEIGHTS: [DType; 11] = [
     DType::Q4_K,
     DType::Q5_K,
     DType::Q6_K,
+    DType::U4, // with its groups' scales and biases
 ];
 /// What stands around every output, and must stay.
 const SENTINEL: f32 = 1234.5;
@@ -54,6 +55,7 @@ impl Random {
                 DType::Q4_0 | DType::Q5_0 => half(0, x / 16.0),
                 DType::Q4_1 | DType::Q5_1 => (half(0, x / 16.0), half(2, x * -0.4)).1,
                 DType::Q4_K | DType::Q5_K => (half(0, x / 512.0), half(2, x / 300.0)).1,
+                DType::U4 => {}
                 _ => half(208, x / 4096.0),
             }
         }
@@ -61,11 +63,34 @@ impl Random {
     }
 }
 
-fn view(dtype: DType, n: usize, k: usize, bytes: &[u8]) -> View {
+fn mapped(bytes: &[u8]) -> Arc<Region> {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
-    let region = Arc::new(Region::map_file(&file).unwrap());
-    View::new(&region, 0, dtype, Shape::new(&[n, k]).unwrap()).unwrap()
+    Arc::new(Region::map_file(&file).unwrap())
+}
+
+fn matrix(dtype: DType, n: usize, k: usize, bytes: &[u8]) -> Matrix {
+    View::new(&mapped(bytes), 0, dtype, Shape::new(&[n, k]).unwrap()).unwrap().into()
+}
+
+/// A weight of about unit size. The scales and biases of groups begin at odd places, as they may in a file.
+fn random_matrix(random: &mut Random, dtype: DType, n: usize, k: usize) -> Matrix {
+    let bytes = random.weights(dtype, n * k);
+    if dtype != DType::U4 {
+        return matrix(dtype, n, k, &bytes);
+    }
+    let groups = n * k / Matrix::GROUP;
+    let numbers = random.floats(2 * groups);
+    let stored = numbers.iter().flat_map(|x| half::bf16::from_f32(x / 16.0).to_le_bytes());
+    let region = mapped(&[0u8; 2].into_iter().chain(stored).chain(bytes).collect::<Vec<_>>());
+    let view = |at: usize, dtype: DType, k: usize| View::new(&region, at, dtype, Shape::new(&[n, k]).unwrap()).unwrap();
+    let numbers = |at: usize| view(at, DType::BF16, k / Matrix::GROUP);
+    Matrix::grouped(view(2 + 4 * groups, dtype, k), numbers(2), numbers(2 + 2 * groups))
+}
+
+/// Elements that a weight's rows are a multiple of.
+fn row_block(dtype: DType) -> usize {
+    if dtype == DType::U4 { Matrix::GROUP } else { dtype.block_len() }
 }
 
 fn activations(cpu: &Cpu, rows: usize, k: usize, values: &[f32]) -> Activations {
@@ -103,10 +128,10 @@ fn cpus(arithmetic: Arithmetic) -> Vec<Cpu> {
 }
 
 /// The product in f64, and the sum of magnitudes that errors are measured by.
-fn reference(w: &View, x: &[f32], rows: usize) -> Vec<(f64, f64)> {
-    let (n, k) = (w.shape().rows(), w.shape().row_len());
+fn reference(w: &Matrix, x: &[f32], rows: usize) -> Vec<(f64, f64)> {
+    let (n, k) = (w.rows(), w.row_len());
     let mut floats = vec![0.0; n * k];
-    floats.chunks_exact_mut(k).enumerate().for_each(|(i, row)| dequantise_row(w.dtype(), w.row(i), row));
+    floats.chunks_exact_mut(k).enumerate().for_each(|(i, row)| w.dequantise_row(i, row));
     let dot = |r: usize, i: usize| {
         let terms = (0..k).map(|j| f64::from(floats[i * k + j]) * f64::from(x[r * k + j]));
         terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()))
@@ -119,13 +144,13 @@ fn products_are_right_on_every_path() {
     // Exact: rounding of f32 sums. Fast: besides, each activation is off by up to half a step of its block.
     for (arithmetic, tolerance) in [(Arithmetic::Exact, 1e-6), (Arithmetic::Fast, 8e-3)] {
         for dtype in WEIGHTS {
-            let block = dtype.block_len();
+            let block = row_block(dtype);
             for (rows, n, k) in
                 [(1, 1, 1), (1, 33, 2), (2, 7, 3), (3, 16, 5), (4, 130, 1), (5, 33, 2), (17, 7, 9), (33, 16, 5), (9, 20, 37)]
             {
                 let k = if block == 1 { 13 * k } else { block * k };
                 let mut random = Random(rows as u64 * 1000 + k as u64);
-                let w = view(dtype, n, k, &random.weights(dtype, n * k));
+                let w = random_matrix(&mut random, dtype, n, k);
                 let values = random.floats(rows * k);
                 let exact = reference(&w, &values, rows);
                 let mut first = None;
@@ -148,7 +173,7 @@ fn products_do_not_depend_on_company() {
         for dtype in WEIGHTS {
             let (rows, n, k) = (23, 35, 1280);
             let mut random = Random(7);
-            let w = view(dtype, n, k, &random.weights(dtype, n * k));
+            let w = random_matrix(&mut random, dtype, n, k);
             let values = random.floats(rows * k);
             let cpu = Cpu::new(2, Simd::detect(), arithmetic);
             let all = guarded(rows * n, |out| cpu.matmul(&w, &activations(&cpu, rows, k, &values), out));
@@ -168,13 +193,13 @@ fn the_chain_of_a_fast_product_is_the_documented_one() {
     let (n, k) = (5, 96);
     let mut random = Random(11);
     let bytes = random.weights(DType::Q4_1, n * k);
-    let w = view(DType::Q4_1, n, k, &bytes);
+    let w = matrix(DType::Q4_1, n, k, &bytes);
     let cpu = Cpu::new(1, Simd::Portable, Arithmetic::Fast);
     let x = activations(&cpu, 1, k, &random.floats(k));
     let out = guarded(n, |out| cpu.matmul(&w, &x, out));
     for (i, out) in out.into_iter().enumerate() {
         let mut acc = 0.0f32;
-        for (b, block) in w.row(i).chunks_exact(20).enumerate() {
+        for (b, block) in w.weight().row(i).chunks_exact(20).enumerate() {
             let quants = &x.quants[b * 32..][..32];
             let nibble = |j: usize| i32::from(if j < 16 { block[4 + j] & 15 } else { block[4 + j - 16] >> 4 });
             let sum: i32 = (0..32).map(|j| nibble(j) * i32::from(quants[j])).sum();
@@ -200,7 +225,7 @@ fn extreme_quants_do_not_saturate() {
                     block[2..4].copy_from_slice(&one);
                 }
             }
-            let w = view(dtype, n, k, &bytes);
+            let w = matrix(dtype, n, k, &bytes);
             for sign in [127.0, -127.0] {
                 let values = vec![sign; k];
                 let exact = reference(&w, &values, 1);
@@ -403,7 +428,7 @@ fn golden_hashes(cpu: &Cpu) -> Vec<(String, u64)> {
     let (rows, n, k) = (6, 37, 1280);
     for dtype in WEIGHTS {
         let mut random = Random(dtype.block_bytes() as u64);
-        let w = view(dtype, n, k, &random.weights(dtype, n * k));
+        let w = random_matrix(&mut random, dtype, n, k);
         let x = activations(cpu, rows, k, &random.floats(rows * k));
         hashes.push((dtype.to_string(), hash(&guarded(rows * n, |out| cpu.matmul(&w, &x, out)))));
     }

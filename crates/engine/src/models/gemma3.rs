@@ -6,10 +6,10 @@
 use super::{Decoder, Loaded, matrix, unsupported, vector};
 use crate::Error;
 use crate::config::Config;
-use crate::gguf::GgufFile;
 use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, RopePairs};
-use driftwood_region::View;
+use crate::source::Source;
+use driftwood_compute::Matrix;
 
 /// Every sixth layer attends to everything.
 const LAYERS_PER_GLOBAL: usize = 6;
@@ -22,26 +22,26 @@ struct Gemma3 {
     window: usize,
     local_rope: Rope,
     global_rope: Rope,
-    embedding: View, // (vocabulary, width)
+    embedding: Matrix, // (vocabulary, width)
     layers: Vec<Layer>,
     norm: Vec<f32>, // (width)
-    output: View,   // (vocabulary, width)
+    output: Matrix, // (vocabulary, width)
 }
 
 #[derive(Debug)]
 struct Layer {
     attention_norm: Vec<f32>, // (width)
-    q: View,                  // (head * head_dim, width)
-    k: View,                  // (kv_head * head_dim, width)
-    v: View,                  // (kv_head * head_dim, width)
-    o: View,                  // (width, head * head_dim)
+    q: Matrix,                // (head * head_dim, width)
+    k: Matrix,                // (kv_head * head_dim, width)
+    v: Matrix,                // (kv_head * head_dim, width)
+    o: Matrix,                // (width, head * head_dim)
     q_norm: Vec<f32>,         // (head_dim)
     k_norm: Vec<f32>,         // (head_dim)
     after_attention_norm: Vec<f32>,
     feed_forward_norm: Vec<f32>,
-    gate: View, // (hidden, width)
-    up: View,   // (hidden, width)
-    down: View, // (width, hidden)
+    gate: Matrix, // (hidden, width)
+    up: Matrix,   // (hidden, width)
+    down: Matrix, // (width, hidden)
     after_feed_forward_norm: Vec<f32>,
 }
 
@@ -72,8 +72,8 @@ impl Layer {
     }
 }
 
-pub(super) fn load(file: &GgufFile) -> Result<Loaded, Error> {
-    let config = Config::from_gguf(file, "gemma3")?;
+pub(super) fn load(file: &dyn Source) -> Result<Loaded, Error> {
+    let config = Config::read(file, "gemma3")?;
     let window = file.u32("gemma3.attention.sliding_window")? as usize;
     if window == 0 {
         return Err(unsupported("sliding window", "0 tokens".to_owned()));
@@ -97,7 +97,7 @@ pub(super) fn load(file: &GgufFile) -> Result<Loaded, Error> {
 }
 
 /// The factor that positions of global layers are divided by (the larger Gemmas have 8).
-fn linear_rope_scaling(file: &GgufFile) -> Result<f32, Error> {
+fn linear_rope_scaling(file: &dyn Source) -> Result<f32, Error> {
     match file.optional_string("gemma3.rope.scaling.type")? {
         None | Some("none") => Ok(1.0),
         Some("linear") => file.f32("gemma3.rope.scaling.factor"),
@@ -105,7 +105,7 @@ fn linear_rope_scaling(file: &GgufFile) -> Result<f32, Error> {
     }
 }
 
-fn load_layer(file: &GgufFile, c: &Config, index: usize) -> Result<Layer, Error> {
+fn load_layer(file: &dyn Source, c: &Config, index: usize) -> Result<Layer, Error> {
     let name = |part: &str| format!("blk.{index}.{part}.weight");
     let (q_len, kv_len) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     Ok(Layer {

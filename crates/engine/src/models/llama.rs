@@ -6,32 +6,32 @@
 use super::{Decoder, Loaded, matrix, refuse_rope_scaling, unsupported, vector};
 use crate::Error;
 use crate::config::Config;
-use crate::gguf::GgufFile;
 use crate::pass::{AttentionWeights, Gate, Pass};
-use crate::rope::{Rope, RopePairs};
-use driftwood_region::View;
+use crate::rope::Rope;
+use crate::source::Source;
+use driftwood_compute::Matrix;
 
 #[derive(Debug)]
 struct Llama {
     config: Config,
     rope: Rope,
-    embedding: View, // (vocabulary, width)
+    embedding: Matrix, // (vocabulary, width)
     layers: Vec<Layer>,
     norm: Vec<f32>, // (width)
-    output: View,   // (vocabulary, width): the embedding where the file has no other
+    output: Matrix, // (vocabulary, width): the embedding where the file has no other
 }
 
 #[derive(Debug)]
 struct Layer {
     attention_norm: Vec<f32>, // (width)
-    q: View,                  // (head * head_dim, width)
-    k: View,                  // (kv_head * head_dim, width)
-    v: View,                  // (kv_head * head_dim, width)
-    o: View,                  // (width, head * head_dim)
+    q: Matrix,                // (head * head_dim, width)
+    k: Matrix,                // (kv_head * head_dim, width)
+    v: Matrix,                // (kv_head * head_dim, width)
+    o: Matrix,                // (width, head * head_dim)
     feed_forward_norm: Vec<f32>,
-    gate: View, // (hidden, width)
-    up: View,   // (hidden, width)
-    down: View, // (width, hidden)
+    gate: Matrix, // (hidden, width)
+    up: Matrix,   // (hidden, width)
+    down: Matrix, // (width, hidden)
 }
 
 impl Decoder for Llama {
@@ -51,15 +51,18 @@ impl Decoder for Llama {
     }
 }
 
-pub(super) fn load(file: &GgufFile) -> Result<Loaded, Error> {
+pub(super) fn load(file: &dyn Source) -> Result<Loaded, Error> {
     refuse_rope_scaling(file, "llama")?;
-    let config = Config::from_gguf(file, "llama")?;
+    let config = Config::read(file, "llama")?;
     let rope_dims = file.optional_u32("llama.rope.dimension_count")?.map_or(config.head_dim, |d| d as usize);
     if rope_dims != config.head_dim {
         return Err(unsupported("rope over part of a head", rope_dims.to_string()));
     }
     let base = file.optional_f32("llama.rope.freq_base")?.unwrap_or(10_000.0);
-    let rope = Rope::new(config.head_dim, base, 1.0, RopePairs::Interleaved);
+    let mut rope = Rope::new(config.head_dim, base, 1.0, file.llama_pairs());
+    if let Some(factors) = file.rope_factors(base, config.head_dim)? {
+        rope = rope.divided_by(&factors);
+    }
     let embedding = matrix(file, "token_embd.weight", config.vocabulary, config.width)?;
     let output = match file.has_tensor("output.weight") {
         true => matrix(file, "output.weight", config.vocabulary, config.width)?,
@@ -71,7 +74,7 @@ pub(super) fn load(file: &GgufFile) -> Result<Loaded, Error> {
     Ok((config, Box::new(model)))
 }
 
-fn load_layer(file: &GgufFile, c: &Config, index: usize) -> Result<Layer, Error> {
+fn load_layer(file: &dyn Source, c: &Config, index: usize) -> Result<Layer, Error> {
     let name = |part: &str| format!("blk.{index}.{part}.weight");
     let (q_len, kv_len) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     if file.has_tensor(&format!("blk.{index}.attn_q.bias")) {

@@ -28,11 +28,20 @@ struct Merge {
 
 impl Bpe {
     /// Reads `tokenizer.ggml.merges` and `tokenizer.ggml.pre`.
-    pub(super) fn new(file: &GgufFile, vocab: &Vocab) -> Result<Bpe, Error> {
+    pub(super) fn from_gguf(file: &GgufFile, vocab: &Vocab) -> Result<Bpe, Error> {
         let pre = Pre::named(file.optional_string("tokenizer.ggml.pre")?.unwrap_or("default"))?;
+        Self::new(pre, vocab, file.strings("tokenizer.ggml.merges")?.map(|text| halves(text).ok_or(text)))
+    }
+
+    /// Merges in the order of their rank: the two pieces that each joins, or a text that is no merge.
+    pub(super) fn new<'a>(
+        pre: &'static Pre,
+        vocab: &Vocab,
+        merges: impl ExactSizeIterator<Item = Result<(&'a str, &'a str), &'a str>>,
+    ) -> Result<Bpe, Error> {
         let mut text = [0; 4];
         let bytes = std::array::from_fn(|byte| vocab.find(byte_to_char(byte as u8).encode_utf8(&mut text).as_bytes()).unwrap_or(NONE));
-        Ok(Bpe { pre, merges: merges(file, vocab)?, bytes })
+        Ok(Bpe { pre, merges: index(merges, vocab)?, bytes })
     }
 
     /// The pre-tokenizer.
@@ -64,20 +73,23 @@ impl Bpe {
     }
 }
 
-fn merges(file: &GgufFile, vocab: &Vocab) -> Result<HashMap<u64, Merge, Secret>, Error> {
-    let strings = file.strings("tokenizer.ggml.merges")?;
-    if strings.len() > MERGES_MAX {
-        return Err(Error::Tokenizer { why: format!("it has {} merges; at most {MERGES_MAX} are possible", strings.len()) });
+fn index<'a>(
+    pairs: impl ExactSizeIterator<Item = Result<(&'a str, &'a str), &'a str>>,
+    vocab: &Vocab,
+) -> Result<HashMap<u64, Merge, Secret>, Error> {
+    if pairs.len() > MERGES_MAX {
+        return Err(Error::Tokenizer { why: format!("it has {} merges; at most {MERGES_MAX} are possible", pairs.len()) });
     }
-    let mut merges = HashMap::with_capacity_and_hasher(strings.len(), Secret::random());
+    let mut merges = HashMap::with_capacity_and_hasher(pairs.len(), Secret::random());
     let mut joined = Vec::new();
-    for (rank, text) in strings.enumerate() {
-        let bad = || Error::Tokenizer { why: format!("merge {rank}, `{}`, does not join two pieces to a third", printable(text)) };
-        let (left, right) = halves(text).ok_or_else(bad)?;
+    for (rank, halves) in pairs.enumerate() {
+        let bad =
+            |text: &str| Error::Tokenizer { why: format!("merge {rank}, `{}`, does not join two pieces to a third", printable(text)) };
+        let (left, right) = halves.map_err(bad)?;
         joined.clear();
         joined.extend_from_slice(left.as_bytes());
         joined.extend_from_slice(right.as_bytes());
-        let find = |text: &[u8]| vocab.find(text).ok_or_else(bad);
+        let find = |text: &[u8]| vocab.find(text).ok_or_else(|| bad(&format!("{left} {right}")));
         let token = find(&joined)?;
         merges.entry(pair(find(left.as_bytes())?, find(right.as_bytes())?)).or_insert(Merge { rank: rank as u32, token });
     }
@@ -89,7 +101,7 @@ fn pair(left: u32, right: u32) -> u64 {
 }
 
 /// A merge is written `left right`; the separating space is never its first character.
-fn halves(text: &str) -> Option<(&str, &str)> {
+pub(super) fn halves(text: &str) -> Option<(&str, &str)> {
     let first_bytes = text.chars().next()?.len_utf8();
     let at = first_bytes + text[first_bytes..].find(' ')?;
     Some((&text[..at], &text[at + 1..]))

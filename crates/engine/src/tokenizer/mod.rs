@@ -1,11 +1,12 @@
-//! Text to tokens and back, as a model's GGUF file defines it.
+//! Text to tokens and back, as a model's GGUF file or `tokenizer.json` (`json.rs`) defines it.
 //!
 //! A text is first split at special pieces (`special.rs`); what lies between is encoded by one of two algorithms: byte-level BPE
 //! (`bpe.rs`, with its pre-tokenizers in `pre.rs` and `letters.rs`) or SentencePiece by score (`spm.rs`). Both join neighbours with
-//! `merge.rs` and look pieces up in `vocab.rs` (hashed by `hash.rs`), which leaves their texts in the mapped file. Tokens equal llama.cpp's.
+//! `merge.rs` and look pieces up in `vocab.rs` (hashed by `hash.rs`), which leaves the texts of a GGUF file in its mapping. Tokens equal llama.cpp's.
 
 mod bpe;
 mod hash;
+mod json;
 mod letters;
 mod merge;
 mod pre;
@@ -14,6 +15,8 @@ mod spm;
 mod vocab;
 
 pub use vocab::Kind;
+
+pub(crate) use json::SpecialToken;
 
 use crate::error::Error;
 use crate::gguf::{GgufFile, printable};
@@ -44,6 +47,12 @@ pub struct Tokenizer {
     algorithm: Algorithm,
     user_defined: Specials,
     all_special: Specials,
+    roles: Roles,
+}
+
+/// Tokens that begin and end texts, as the file declares them.
+#[derive(Debug)]
+struct Roles {
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
@@ -64,29 +73,36 @@ impl Tokenizer {
     /// If the file has none, an unknown one, or one that contradicts itself.
     pub fn from_gguf(file: &GgufFile) -> Result<Tokenizer, Error> {
         let model = file.string("tokenizer.ggml.model")?;
-        let vocab = Vocab::new(file)?;
+        let vocab = Vocab::from_gguf(file)?;
         let id = |name: &str| token_key(file, &vocab, name);
         let (bos, eos, unknown) = (id("bos")?, id("eos")?, id("unknown")?);
         let (algorithm, bos_default) = match model {
             "gpt2" => {
-                let bpe = Bpe::new(file, &vocab)?;
+                let bpe = Bpe::from_gguf(file, &vocab)?;
                 let bos_default = bpe.pre().add_bos;
                 (Algorithm::Bpe(bpe), bos_default)
             }
             "llama" => (Algorithm::Spm(Spm::new(file, &vocab, unknown)?), true),
             _ => return Err(Error::Unsupported { what: "tokenizer model", got: printable(model), supported: "gpt2, llama".to_owned() }),
         };
-        let declared = [eos, id("eot")?, id("eom")?];
+        let roles = Roles {
+            bos,
+            eos,
+            add_bos: file.optional_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(bos_default),
+            add_eos: file.optional_bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+            ends: [eos, id("eot")?, id("eom")?].into_iter().flatten().collect(),
+        };
+        Self::new(vocab, algorithm, roles)
+    }
+
+    fn new(vocab: Vocab, algorithm: Algorithm, mut roles: Roles) -> Result<Tokenizer, Error> {
+        roles.ends.extend(END_TEXTS.iter().filter_map(|text| vocab.find(text.as_bytes())).filter(|&t| vocab.kind(t) == Kind::Control));
         Ok(Tokenizer {
             user_defined: Specials::new(&vocab, &[Kind::UserDefined])?,
             all_special: Specials::new(&vocab, &[Kind::UserDefined, Kind::Control, Kind::Unknown])?,
-            add_bos: file.optional_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(bos_default),
-            add_eos: file.optional_bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
-            ends: ends(&vocab, declared),
             vocab,
             algorithm,
-            bos,
-            eos,
+            roles,
         })
     }
 
@@ -99,8 +115,8 @@ impl Tokenizer {
         let mut tokens = Vec::with_capacity(text.len() / 4 + 2);
         let mut merger = Merger::default();
         let mut first = true;
-        if special.add && self.add_bos {
-            tokens.extend(self.bos);
+        if special.add && self.roles.add_bos {
+            tokens.extend(self.roles.bos);
         }
         let specials = if special.parse { &self.all_special } else { &self.user_defined };
         specials.split(&self.vocab, text, &mut |fragment| match fragment {
@@ -116,8 +132,8 @@ impl Tokenizer {
                 first = false;
             }
         });
-        if special.add && self.add_eos {
-            tokens.extend(self.eos);
+        if special.add && self.roles.add_eos {
+            tokens.extend(self.roles.eos);
         }
         tokens
     }
@@ -129,7 +145,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_rendered(&self, rendered: &str) -> Vec<u32> {
         let mut tokens = self.encode(rendered, Special { add: false, parse: true });
-        if let Some(bos) = self.bos.filter(|bos| self.add_bos && tokens.first() != Some(bos)) {
+        if let Some(bos) = self.roles.bos.filter(|bos| self.roles.add_bos && tokens.first() != Some(bos)) {
             tokens.insert(0, bos);
         }
         tokens
@@ -175,7 +191,7 @@ impl Tokenizer {
 
     /// Whether a token ends a reply.
     pub fn is_end(&self, token: u32) -> bool {
-        self.ends.contains(&token)
+        self.roles.ends.contains(&token)
     }
 
     /// The number of tokens in the vocabulary.
@@ -185,17 +201,17 @@ impl Tokenizer {
 
     /// The token that begins a text.
     pub fn bos(&self) -> Option<u32> {
-        self.bos
+        self.roles.bos
     }
 
     /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
-        self.eos
+        self.roles.eos
     }
 
     /// Whether the file asks for BOS before a text.
     pub fn adds_bos(&self) -> bool {
-        self.add_bos && self.bos.is_some()
+        self.roles.add_bos && self.roles.bos.is_some()
     }
 }
 
@@ -206,14 +222,6 @@ fn token_key(file: &GgufFile, vocab: &Vocab, name: &str) -> Result<Option<u32>, 
         return Err(Error::Tokenizer { why: format!("`{key}` is {token}, but there are {} pieces", vocab.len()) });
     }
     Ok(Some(token))
-}
-
-fn ends(vocab: &Vocab, declared: [Option<u32>; 3]) -> Vec<u32> {
-    let known = END_TEXTS.iter().filter_map(|text| vocab.find(text.as_bytes())).filter(|&t| vocab.kind(t) == Kind::Control);
-    let mut ends: Vec<u32> = declared.into_iter().flatten().chain(known).collect();
-    ends.sort_unstable();
-    ends.dedup();
-    ends
 }
 
 /// `<0xNN>` as a byte.

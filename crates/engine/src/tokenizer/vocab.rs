@@ -1,6 +1,6 @@
 //! The pieces of a vocabulary, by number and by text.
 //!
-//! Texts stay in the mapped file: a piece costs four bytes for its place, one for its kind and eight in the hash table, which holds
+//! Texts of a GGUF file stay in the mapping: a piece costs four bytes for its place, one for its kind and eight in the hash table, which holds
 //! numbers only. The table is seeded at random, so that a file cannot be made to collide.
 
 use super::hash::Secret;
@@ -44,7 +44,7 @@ impl Kind {
 /// Pieces by number and by text.
 #[derive(Debug)]
 pub(super) struct Vocab {
-    file: View,
+    texts: Texts,
     places: Box<[Place]>,
     kinds: Box<[Kind]>,
     table: Box<[u32]>, // open addressing; token + 1, 0 is free; at most half full
@@ -52,19 +52,43 @@ pub(super) struct Vocab {
     longest_bytes: usize,
 }
 
+/// Where pieces are written: the mapped file, or memory for a file that escapes them.
+#[derive(Debug)]
+enum Texts {
+    Mapped(View),
+    Owned(Box<[u8]>),
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Place {
-    offset_bytes: u32, // in the file
+    offset_bytes: u32, // in the texts
     len_bytes: u16,
 }
 
 impl Vocab {
     /// Indexes `tokenizer.ggml.tokens`.
-    pub(super) fn new(file: &GgufFile) -> Result<Vocab, Error> {
+    pub(super) fn from_gguf(file: &GgufFile) -> Result<Vocab, Error> {
         let places = places(file)?;
+        let kinds = kinds(file, places.len())?;
+        Ok(Self::new(Texts::Mapped(file.view().clone()), places, kinds))
+    }
+
+    /// Indexes pieces that stand nowhere as they are meant, by number.
+    pub(super) fn from_pieces(pieces: &[(&str, Kind)]) -> Result<Vocab, Error> {
+        check_count(pieces.len())?;
+        let mut places = Vec::with_capacity(pieces.len());
+        let mut texts = Vec::new();
+        for (token, (text, _)) in pieces.iter().enumerate() {
+            places.push(place(Span { start_bytes: texts.len(), len_bytes: text.len() }, token)?);
+            texts.extend_from_slice(text.as_bytes());
+        }
+        Ok(Self::new(Texts::Owned(texts.into()), places.into(), pieces.iter().map(|(_, kind)| *kind).collect()))
+    }
+
+    fn new(texts: Texts, places: Box<[Place]>, kinds: Box<[Kind]>) -> Vocab {
         let mut vocab = Vocab {
-            file: file.view().clone(),
-            kinds: kinds(file, places.len())?,
+            texts,
+            kinds,
             table: vec![0; (places.len() * 2).next_power_of_two()].into(),
             secret: Secret::random(),
             longest_bytes: places.iter().map(|p| p.len_bytes.into()).max().unwrap_or(0),
@@ -74,7 +98,7 @@ impl Vocab {
             let slot = vocab.slot(vocab.bytes(token));
             vocab.table[slot] = token + 1; // of equal texts the last counts
         }
-        Ok(vocab)
+        vocab
     }
 
     /// The number of pieces.
@@ -98,7 +122,11 @@ impl Vocab {
     /// The same as bytes.
     pub(super) fn bytes(&self, token: u32) -> &[u8] {
         let place = self.places[token as usize];
-        &self.file.bytes()[place.offset_bytes as usize..][..place.len_bytes.into()]
+        let texts = match &self.texts {
+            Texts::Mapped(file) => file.bytes(),
+            Texts::Owned(bytes) => bytes,
+        };
+        &texts[place.offset_bytes as usize..][..place.len_bytes.into()]
     }
 
     /// What a piece is for.
@@ -130,15 +158,19 @@ impl Vocab {
 
 fn places(file: &GgufFile) -> Result<Box<[Place]>, Error> {
     let mut strings = file.strings("tokenizer.ggml.tokens")?;
-    let count = strings.len();
-    if count == 0 || count > VOCABULARY_TOKENS_MAX {
-        return Err(Error::Tokenizer { why: format!("it has {count} pieces; 1 to {VOCABULARY_TOKENS_MAX} are possible") });
-    }
-    let mut places = Vec::with_capacity(count);
+    check_count(strings.len())?;
+    let mut places = Vec::with_capacity(strings.len());
     while let Some(span) = strings.next_span() {
         places.push(place(span, places.len())?);
     }
     Ok(places.into())
+}
+
+fn check_count(count: usize) -> Result<(), Error> {
+    match count {
+        1..=VOCABULARY_TOKENS_MAX => Ok(()),
+        _ => Err(Error::Tokenizer { why: format!("it has {count} pieces; 1 to {VOCABULARY_TOKENS_MAX} are possible") }),
+    }
 }
 
 fn place(span: Span, token: usize) -> Result<Place, Error> {
