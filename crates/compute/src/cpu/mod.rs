@@ -30,7 +30,7 @@ mod pool;
 pub(crate) mod rope;
 pub(crate) mod simd;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tile;
 
 use pool::Pool;

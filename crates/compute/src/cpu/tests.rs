@@ -7,7 +7,7 @@ use half::f16;
 use std::io::Write;
 use std::sync::Arc;
 
-const WEIGHTS: [DType; 12] = [
+pub(crate) const WEIGHTS: [DType; 12] = [
     DType::F32,
     DType::F16,
     DType::BF16,
@@ -26,22 +26,22 @@ const SENTINEL: f32 = 1234.5;
 const GUARD: usize = 19;
 
 /// SplitMix64: the same on every machine.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 
-    fn floats(&mut self, len: usize) -> Vec<f32> {
+    pub(crate) fn floats(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| (self.next() >> 40) as f32 / 8_388_608.0 - 1.0).collect()
     }
 
     /// Stored weights of about unit size: random bytes, with scales that are numbers.
-    fn weights(&mut self, dtype: DType, len: usize) -> Vec<u8> {
+    pub(crate) fn weights(&mut self, dtype: DType, len: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..dtype.bytes_of(len).unwrap()).map(|_| self.next() as u8).collect();
         let floats = self.floats(len);
         for (i, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
@@ -69,8 +69,12 @@ fn mapped(bytes: &[u8]) -> Arc<Region> {
     Arc::new(Region::map_file(&file).unwrap())
 }
 
+pub(crate) fn view(dtype: DType, n: usize, k: usize, bytes: &[u8]) -> View {
+    View::new(&mapped(bytes), 0, dtype, Shape::new(&[n, k]).unwrap()).unwrap()
+}
+
 fn matrix(dtype: DType, n: usize, k: usize, bytes: &[u8]) -> Matrix {
-    View::new(&mapped(bytes), 0, dtype, Shape::new(&[n, k]).unwrap()).unwrap().into()
+    view(dtype, n, k, bytes).into()
 }
 
 /// A weight of about unit size. The scales and biases of groups begin at odd places, as they may in a file.
@@ -111,7 +115,7 @@ fn guarded(len: usize, f: impl FnOnce(&mut [f32])) -> Vec<f32> {
     all[GUARD..GUARD + len].to_vec()
 }
 
-fn bits(x: &[f32]) -> Vec<u32> {
+pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 

@@ -3,6 +3,7 @@
 //! - `device.rs`: [`Gpu`], an opened device: what it offers, buffers, kernels, submission, loss.
 //! - `import.rs`: a host region as a GPU buffer without a copy; `import_vulkan.rs` and `import_metal.rs` are the two APIs behind it.
 //! - `kernel.rs`: a kernel compiled from WGSL, and what a step dispatches.
+//! - `plain.rs`: the kernels of a decoder that run on every device; their texts are in `wgsl/`.
 //!
 //! On *unified* memory (integrated graphics, Apple Silicon, software devices) everything stays in shared regions. On a discrete device
 //! weights and KV live in the device's own memory and the shared window carries tokens, logits and snapshots.
@@ -17,6 +18,9 @@ mod import_metal;
 #[cfg(not(target_vendor = "apple"))]
 mod import_vulkan;
 mod kernel;
+mod plain;
+#[cfg(test)]
+mod plain_tests;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +33,7 @@ pub use device::{Gpu, GpuInfo};
 pub use error::GpuError;
 pub use import::Imported;
 pub use kernel::{Binding, Dispatch, Kernel, KernelSource, record};
+pub use plain::{Each, Heads, KvBinding, Plain, Product, RowDispatch, Weight, WeightPart};
 
 /// Changes whenever a GPU kernel's results change in any bit; part of the numerics id.
 pub const GPU_KERNEL_VERSION: u32 = 1;

@@ -1,0 +1,497 @@
+//! The plain kernels of a decoder: f32 arithmetic, no workgroup memory, no barriers; right on every device.
+//!
+//! Each output is computed by one invocation in an order fixed along K or along absolute positions, with `fma` wherever a multiplication
+//! and an addition could be contracted: its bits do not depend on how many rows are in the dispatch.
+//!
+//! [`Plain`] makes [`RowDispatch`]es once for a whole forward pass, to be replayed for every step. What changes from step to step is read
+//! from *step buffers* of u32, whose first word is the number of rows:
+//!
+//! - *tokens*: the number, then a token id for each row;
+//! - *places*: the number, then position and table of each row, then the tables. A table lists the slots that a session's blocks of 64
+//!   tokens are in, and is named by the index of its first entry in the same buffer;
+//! - *wanted*: the number, then a row number for each.
+//!
+//! A kernel that needs only the number takes any of them. Cosines and sines come as f32 in a buffer of their own, (row, 2, head_dim / 2).
+//! A dispatch is sized for the most rows, and [`RowDispatch::for_rows`] narrows it. Everything is row-major f32 unless said otherwise.
+//!
+//! The texts are composed of `wgsl/*.wgsl`. The guests' matrix product is [`Plain::product`].
+
+use super::{Binding, Dispatch, Gpu, GpuError, GpuInfo, KernelSource};
+use crate::{KV_BLOCK_TOKENS, KvDType};
+use driftwood_region::DType;
+
+/// Elements of a row that `unit` of a weight format de-quantises.
+const UNIT_LEN: u32 = 32;
+/// Rows of activations that an invocation of the matrix product has.
+const MATMUL_ROWS: u32 = 4;
+/// Invocations of a workgroup, in most kernels.
+const GROUP: u32 = 64;
+/// Elements that one invocation searches for the largest.
+const ARGMAX_CHUNK: u32 = 256;
+/// Words that a line of workgroups of the ragged f16 product writes.
+const WORDS_A_LINE: u32 = 0x20_0000;
+
+/// The plain kernels of a device, for steps of at most some number of rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain<'a> {
+    gpu: &'a Gpu,
+    rows_max: u32,
+}
+
+/// A dispatch whose rows lie along the y axis.
+#[derive(Clone, Debug)]
+pub struct RowDispatch {
+    dispatch: Dispatch,
+    rows_a_group: u32,
+}
+
+impl RowDispatch {
+    /// The dispatch for a step of `rows`: no more workgroups than they need.
+    pub fn for_rows(&self, rows: u32) -> Dispatch {
+        let mut dispatch = self.dispatch.clone();
+        dispatch.workgroups[1] = rows.div_ceil(self.rows_a_group);
+        dispatch
+    }
+
+    /// The dispatch for the most rows.
+    pub fn whole(&self) -> &Dispatch {
+        &self.dispatch
+    }
+}
+
+/// Some rows of a stored matrix, in a window of a buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightPart<'a> {
+    /// The window.
+    pub window: Binding<'a>,
+    /// Where the first row begins in the window, a multiple of 2 (of 4 for f32).
+    pub offset_bytes: u32,
+    /// The number of the first row in the matrix.
+    pub first_row: u32,
+    /// How many there are.
+    pub rows: u32,
+}
+
+/// A stored matrix (n, k) in GGML's row layout.
+#[derive(Clone, Debug)]
+pub struct Weight<'a> {
+    /// How its elements are stored.
+    pub dtype: DType,
+    /// Rows.
+    pub n: u32,
+    /// Elements of a row, a multiple of the format's block.
+    pub k: u32,
+    /// All rows, in as few windows as the device's limits allow.
+    pub parts: Vec<WeightPart<'a>>,
+}
+
+impl<'a> Weight<'a> {
+    /// A matrix that begins `offset_bytes` into a buffer, cut into windows that the device can bind.
+    ///
+    /// # Errors
+    /// If a row is longer than a binding may be.
+    ///
+    /// # Panics
+    /// If the matrix is not within the buffer, or if `k` is no whole number of blocks.
+    pub fn new(info: &GpuInfo, dtype: DType, (n, k): (u32, u32), buffer: &'a wgpu::Buffer, offset_bytes: u64) -> Result<Self, GpuError> {
+        let row_bytes = row_bytes(dtype, k);
+        assert!(offset_bytes + u64::from(n) * row_bytes <= buffer.size(), "({n}, {k}) of {dtype} is not within its buffer");
+        // A window begins before its first row and ends behind the last.
+        let most = (info.binding_bytes_max.min(u32::MAX.into()) - info.binding_align_bytes - 4) / row_bytes;
+        if most == 0 {
+            return Err(GpuError::BeyondLimit { what: "the bytes of a weight's row", asked: row_bytes, limit: info.binding_bytes_max });
+        }
+        let part = |first_row: u32| {
+            let rows = n.saturating_sub(first_row).min(u32::try_from(most).unwrap_or(u32::MAX));
+            let start = offset_bytes + u64::from(first_row) * row_bytes;
+            let window_start = start / info.binding_align_bytes * info.binding_align_bytes;
+            let bytes = (start + u64::from(rows) * row_bytes - window_start).next_multiple_of(4);
+            let window = Binding { buffer, offset_bytes: window_start, bytes };
+            WeightPart { window, offset_bytes: (start - window_start) as u32, first_row, rows }
+        };
+        let parts = (0..n).step_by(usize::try_from(most).unwrap_or(usize::MAX)).map(part).collect();
+        Ok(Weight { dtype, n, k, parts })
+    }
+}
+
+/// Heads of an attention, and what their scores are multiplied by.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: u32,
+    /// KV heads; query heads are spread over them in equal groups.
+    pub kv_heads: u32,
+    /// Elements of a head, a multiple of 16.
+    pub head_dim: u32,
+}
+
+/// One layer's keys and values: in each slot (k_or_v, kv_head, token 0 to 63, row).
+#[derive(Clone, Copy, Debug)]
+pub struct KvBinding<'a> {
+    /// All slots.
+    pub binding: Binding<'a>,
+    /// How rows are stored. A row must be a multiple of 4 bytes long.
+    pub dtype: KvDType,
+    /// From the start of the binding to the layer's first row in slot 0, a multiple of 4.
+    pub first_bytes: u32,
+    /// From one slot to the next, a multiple of 4.
+    pub slot_bytes: u32,
+}
+
+/// A product that is computed in place with what the other operand has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Each {
+    /// `x + y`.
+    Add,
+    /// `silu(x) * y`.
+    SiluMul,
+    /// `gelu_tanh(x) * y`.
+    GeluTanhMul,
+}
+
+/// A guest's matrices, in elements of their type.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    /// Whether elements are f16; f32 otherwise. Sums are f32.
+    pub half: bool,
+    /// Rows of `a` and `c`, columns of `a` and rows of `b`, columns of `b` and `c`.
+    pub shape: (u32, u32, u32),
+    /// The windows that `a`, `b` and `c` are in. They may overlap where the matrices do not.
+    pub windows: [Binding<'a>; 3],
+    /// Where each begins in its window.
+    pub firsts: [u32; 3],
+}
+
+impl<'a> Plain<'a> {
+    /// Kernels for steps of at most `rows_max` rows.
+    ///
+    /// # Panics
+    /// If the device has no grids of that many.
+    pub fn new(gpu: &'a Gpu, rows_max: u32) -> Plain<'a> {
+        assert!(rows_max <= gpu.info().workgroups_max, "{rows_max} rows are more than a grid has");
+        Plain { gpu, rows_max }
+    }
+
+    /// `out[row] = weight[tokens[row]] * scale`, a dispatch for each part.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn embed(&self, weight: &Weight<'_>, tokens: Binding<'_>, scale: f32, out: Binding<'_>) -> Result<Vec<RowDispatch>, GpuError> {
+        let ragged = !weight.k.is_multiple_of(UNIT_LEN);
+        let kernel = if ragged { include_str!("wgsl/embed_ragged.wgsl") } else { include_str!("wgsl/embed.wgsl") };
+        let width = if ragged { weight.k } else { weight.k / UNIT_LEN };
+        let each = |part: &WeightPart<'_>| {
+            let params = self.weight_params(weight, part, scale)?;
+            let bindings = [Binding::whole(&params), tokens, part.window, out];
+            self.rows("embed", &weight_text(weight, part, kernel), &bindings, width.div_ceil(GROUP), 1)
+        };
+        weight.parts.iter().map(each).collect()
+    }
+
+    /// `out[row][n] = sum over k of weight[n][k] * x[row][k]`, a dispatch for each part.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn matmul(&self, weight: &Weight<'_>, step: Binding<'_>, x: Binding<'_>, out: Binding<'_>) -> Result<Vec<RowDispatch>, GpuError> {
+        let ragged = !weight.k.is_multiple_of(UNIT_LEN);
+        let kernel = if ragged { include_str!("wgsl/matmul_ragged.wgsl") } else { include_str!("wgsl/matmul.wgsl") };
+        let each = |part: &WeightPart<'_>| {
+            let params = self.weight_params(weight, part, 1.0)?;
+            let bindings = [Binding::whole(&params), step, part.window, x, out];
+            let rows_a_group = if ragged { 1 } else { MATMUL_ROWS };
+            self.rows("matmul", &weight_text(weight, part, kernel), &bindings, part.rows.div_ceil(GROUP), rows_a_group)
+        };
+        weight.parts.iter().map(each).collect()
+    }
+
+    /// `out = x / sqrt(mean(x^2) + eps) * weight` for `heads` times `n` elements of each row; `weight` has `n`.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    #[allow(clippy::too_many_arguments)] // the operands of a norm
+    pub fn rms_norm(
+        &self,
+        (heads, n): (u32, u32),
+        step: Binding<'_>,
+        x: Binding<'_>,
+        weight: Binding<'_>,
+        eps: f32,
+        out: Binding<'_>,
+    ) -> Result<RowDispatch, GpuError> {
+        let params = self.params(&[n, heads, eps.to_bits()])?;
+        let bindings = [Binding::whole(&params), step, x, weight, out];
+        let width = heads * n.div_ceil(UNIT_LEN);
+        self.rows("rms_norm", include_str!("wgsl/rms_norm.wgsl"), &bindings, width.div_ceil(GROUP), 1)
+    }
+
+    /// `x = f(x, y)` for the `n` elements of each row. The two must be in different buffers.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn each(&self, what: Each, n: u32, step: Binding<'_>, x: Binding<'_>, y: Binding<'_>) -> Result<RowDispatch, GpuError> {
+        let (label, value) = match what {
+            Each::Add => ("add", "x[i] + y[i]"),
+            Each::SiluMul => ("silu_mul", "silu(x[i]) * y[i]"),
+            Each::GeluTanhMul => ("gelu_tanh_mul", "gelu_tanh(x[i]) * y[i]"),
+        };
+        let operand = "@group(0) @binding(3) var<storage, read> y: array<f32>; // (row, n)\n";
+        let params = self.params(&[n, 0])?;
+        let text = format!("{operand}{}{}", include_str!("wgsl/math.wgsl"), each_text(value));
+        self.rows(label, &text, &[Binding::whole(&params), step, x, y], n.div_ceil(GROUP), 1)
+    }
+
+    /// `x = x * scale` for the `n` elements of each row.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn scale(&self, n: u32, step: Binding<'_>, x: Binding<'_>, scale: f32) -> Result<RowDispatch, GpuError> {
+        let params = self.params(&[n, scale.to_bits()])?;
+        self.rows("scale", &each_text("x[i] * params.scale"), &[Binding::whole(&params), step, x], n.div_ceil(GROUP), 1)
+    }
+
+    /// `out[i] = x[wanted[i]]`, rows of `n` elements.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn gather(&self, n: u32, wanted: Binding<'_>, x: Binding<'_>, out: Binding<'_>) -> Result<RowDispatch, GpuError> {
+        let params = self.params(&[n])?;
+        self.rows("gather", include_str!("wgsl/gather.wgsl"), &[Binding::whole(&params), wanted, x, out], n.div_ceil(GROUP), 1)
+    }
+
+    /// Bytes of scratch that [`Plain::argmax`] needs.
+    pub fn argmax_scratch_bytes(&self, n: u32) -> u64 {
+        u64::from(self.rows_max) * u64::from(n.div_ceil(ARGMAX_CHUNK)) * 8
+    }
+
+    /// `out[row]` is the index, a u32, of the largest of the row's `n` elements: the lowest at ties, never one that is NaN.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn argmax(
+        &self,
+        n: u32,
+        step: Binding<'_>,
+        x: Binding<'_>,
+        scratch: Binding<'_>,
+        out: Binding<'_>,
+    ) -> Result<[RowDispatch; 2], GpuError> {
+        let params = self.params(&[n, ARGMAX_CHUNK])?;
+        let params = Binding::whole(&params);
+        let text = |pass: &str| [include_str!("wgsl/argmax.wgsl"), pass].concat();
+        let chunks = text(include_str!("wgsl/argmax_chunks.wgsl"));
+        let width = n.div_ceil(ARGMAX_CHUNK).div_ceil(GROUP);
+        Ok([
+            self.rows("argmax chunks", &chunks, &[params, step, x, scratch], width, 1)?,
+            self.rows("argmax rows", &text(include_str!("wgsl/argmax_rows.wgsl")), &[params, step, scratch, out], 1, 1)?,
+        ])
+    }
+
+    /// Turns `q` to `turned`, and stores `k`, turned, and `v` at the rows' places. Pairs stand side by side (`interleaved`) or half a head
+    /// apart; what is written is in half-split order. `qkv` are (row, head, head_dim) each.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If a stored row is not a multiple of 4 bytes long.
+    #[allow(clippy::too_many_arguments)] // the operands of a layer's rotation
+    pub fn rope_store(
+        &self,
+        heads: Heads,
+        interleaved: bool,
+        places: Binding<'_>,
+        cos_sin: Binding<'_>,
+        [q, k, v]: [Binding<'_>; 3],
+        turned: Binding<'_>,
+        kv: KvBinding<'_>,
+    ) -> Result<RowDispatch, GpuError> {
+        let (unit, store) = match kv.dtype {
+            KvDType::F32 => (1, include_str!("wgsl/store_f32.wgsl")),
+            KvDType::F16 => (2, include_str!("wgsl/store_f16.wgsl")),
+            KvDType::Q8 => (64, include_str!("wgsl/store_q8.wgsl")),
+        };
+        let params = self.kv_params(heads, kv, None, interleaved, 0.0)?;
+        let bindings = [Binding::whole(&params), places, cos_sin, q, k, v, turned, kv.binding];
+        let text =
+            [include_str!("wgsl/kv.wgsl"), include_str!("wgsl/half_bits.wgsl"), store, include_str!("wgsl/rope_store.wgsl")].concat();
+        let width = (heads.heads + 2 * heads.kv_heads) * heads.head_dim.div_ceil(unit);
+        self.rows("rope_store", &text, &bindings, width.div_ceil(GROUP), 1)
+    }
+
+    /// `out = softmax(scale * q . keys) values` over the positions up to the row's own, and within the window; `q` and `out` are
+    /// (row, head, head_dim).
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If a stored row is not a multiple of 4 bytes long.
+    #[allow(clippy::too_many_arguments)] // the operands of an attention
+    pub fn attend(
+        &self,
+        heads: Heads,
+        scale: f32,
+        window: Option<u32>,
+        places: Binding<'_>,
+        q: Binding<'_>,
+        kv: KvBinding<'_>,
+        out: Binding<'_>,
+    ) -> Result<RowDispatch, GpuError> {
+        let params = self.kv_params(heads, kv, window, false, scale)?;
+        // Vectors of four that an invocation sums; each slice computes the scores for itself.
+        let slice = [16, 12, 8, 4].into_iter().find(|s| heads.head_dim.is_multiple_of(4 * s)).expect("a multiple of 16");
+        let width = heads.heads * heads.head_dim / 4 / slice;
+        let bindings = [Binding::whole(&params), places, q, kv.binding, out];
+        self.rows("attend", &attend_text(kv.dtype, slice), &bindings, width.div_ceil(8), 1)
+    }
+
+    /// A guest's `c = a * b`.
+    ///
+    /// # Errors
+    /// If the driver refuses, or if a grid has not enough workgroups.
+    ///
+    /// # Panics
+    /// If a matrix is not within its window.
+    pub fn product(gpu: &Gpu, product: &Product<'_>) -> Result<Dispatch, GpuError> {
+        let (m, k, n) = product.shape;
+        let element_bytes = if product.half { 2 } else { 4 };
+        for ((window, first), (rows, columns)) in product.windows.iter().zip(product.firsts).zip([(m, k), (k, n), (m, n)]) {
+            let end = u128::from(first) + u128::from(rows) * u128::from(columns);
+            assert!(end * element_bytes <= window.bytes.into() && end <= u32::MAX.into(), "({rows}, {columns}) is not within its window");
+        }
+        let plain = Plain { gpu, rows_max: 1 };
+        let [a, b, c] = product.firsts;
+        let params = plain.params(&[m, k, n, a, b, c])?;
+        let bindings = [Binding::whole(&params), product.windows[0], product.windows[1], product.windows[2]];
+        let words = product.half && !(n.is_multiple_of(2) && c.is_multiple_of(2));
+        let grid = if words {
+            let words = (u64::from(c % 2) + u64::from(m) * u64::from(n)).div_ceil(2) as u32;
+            [words.min(WORDS_A_LINE).div_ceil(GROUP), words.div_ceil(WORDS_A_LINE), 1]
+        } else {
+            [n.div_ceil(4 * 8), m.div_ceil(8 * 4), 1]
+        };
+        let limit = gpu.info().workgroups_max;
+        if grid[0].max(grid[1]) > limit {
+            return Err(GpuError::BeyondLimit { what: "workgroups", asked: grid[0].max(grid[1]).into(), limit: limit.into() });
+        }
+        let kernel = gpu.kernel("product", KernelSource::Trusted(&product_text(product.half, words)))?;
+        Ok(gpu.dispatch(&kernel, &bindings, grid))
+    }
+
+    fn weight_params(&self, weight: &Weight<'_>, part: &WeightPart<'_>, scale: f32) -> Result<wgpu::Buffer, GpuError> {
+        let row_bytes = row_bytes(weight.dtype, weight.k);
+        let end = u64::from(part.offset_bytes) + u64::from(part.rows) * row_bytes;
+        assert!(end <= part.window.bytes.min(u32::MAX.into()), "the rows are not within their window");
+        assert!(u64::from(part.first_row) + u64::from(part.rows) <= weight.n.into(), "the matrix has not as many rows");
+        assert!(part.offset_bytes.is_multiple_of(2), "weights begin at multiples of two");
+        self.params(&[part.offset_bytes, row_bytes as u32, part.rows, part.first_row, weight.k, weight.n, scale.to_bits()])
+    }
+
+    fn kv_params(
+        &self,
+        heads: Heads,
+        kv: KvBinding<'_>,
+        window: Option<u32>,
+        interleaved: bool,
+        scale: f32,
+    ) -> Result<wgpu::Buffer, GpuError> {
+        let row_bytes = kv.dtype.row_bytes(heads.head_dim as usize) as u32;
+        assert!(heads.head_dim.is_multiple_of(16) && heads.heads.is_multiple_of(heads.kv_heads.max(1)), "{heads:?}");
+        assert!([row_bytes, kv.first_bytes, kv.slot_bytes].iter().all(|b| b.is_multiple_of(4)), "rows of {} are no whole words", kv.dtype);
+        let layer_bytes = 2 * u64::from(heads.kv_heads) * KV_BLOCK_TOKENS as u64 * u64::from(row_bytes);
+        assert!(u64::from(kv.first_bytes) + layer_bytes <= kv.binding.bytes, "a slot is not within the binding");
+        assert!(window != Some(0), "a row sees at least itself");
+        let words = [row_bytes / 4, kv.slot_bytes / 4, kv.first_bytes / 4];
+        let shape = [heads.heads, heads.kv_heads, heads.head_dim];
+        self.params(&[&shape[..], &words, &[window.unwrap_or(0), u32::from(interleaved), scale.to_bits()]].concat())
+    }
+
+    /// What stays the same from step to step, in a buffer that lives as long as the dispatch.
+    fn params(&self, words: &[u32]) -> Result<wgpu::Buffer, GpuError> {
+        let buffer = self.gpu.buffer("params", 4 * words.len() as u64)?;
+        self.gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(words));
+        Ok(buffer)
+    }
+
+    fn rows(&self, label: &str, text: &str, bindings: &[Binding<'_>], groups: u32, rows_a_group: u32) -> Result<RowDispatch, GpuError> {
+        let limit = self.gpu.info().workgroups_max;
+        if groups > limit {
+            return Err(GpuError::BeyondLimit { what: "workgroups", asked: groups.into(), limit: limit.into() });
+        }
+        let kernel = self.gpu.kernel(label, KernelSource::Trusted(text))?;
+        let dispatch = self.gpu.dispatch(&kernel, bindings, [groups, self.rows_max.div_ceil(rows_a_group), 1]);
+        Ok(RowDispatch { dispatch, rows_a_group })
+    }
+}
+
+fn row_bytes(dtype: DType, k: u32) -> u64 {
+    dtype.bytes_of(k as usize).expect("a whole number of blocks") as u64
+}
+
+/// A kernel that reads a stored matrix.
+fn weight_text(weight: &Weight<'_>, part: &WeightPart<'_>, kernel: &str) -> String {
+    let unit = match weight.dtype {
+        DType::F32 => include_str!("wgsl/unit_f32.wgsl"),
+        DType::F16 => include_str!("wgsl/unit_f16.wgsl"),
+        DType::BF16 => include_str!("wgsl/unit_bf16.wgsl"),
+        DType::Q8_0 => include_str!("wgsl/unit_q8_0.wgsl"),
+        DType::Q4_0 => include_str!("wgsl/unit_q4_0.wgsl"),
+        DType::Q4_1 => include_str!("wgsl/unit_q4_1.wgsl"),
+        DType::Q5_0 => include_str!("wgsl/unit_q5_0.wgsl"),
+        DType::Q5_1 => include_str!("wgsl/unit_q5_1.wgsl"),
+        DType::Q4_K => concat!(include_str!("wgsl/scale_min.wgsl"), include_str!("wgsl/unit_q4_k.wgsl")),
+        DType::Q5_K => concat!(include_str!("wgsl/scale_min.wgsl"), include_str!("wgsl/unit_q5_k.wgsl")),
+        DType::Q6_K => include_str!("wgsl/unit_q6_k.wgsl"),
+        other => panic!("{other} holds integers, not weights"),
+    };
+    let block_bytes = if weight.dtype.is_quantised() { weight.dtype.block_bytes() as u64 } else { row_bytes(weight.dtype, weight.k) };
+    let aligned = part.offset_bytes.is_multiple_of(4) && block_bytes.is_multiple_of(4);
+    let words = if aligned { include_str!("wgsl/words_aligned.wgsl") } else { include_str!("wgsl/words_any.wgsl") };
+    [include_str!("wgsl/weight_params.wgsl"), words, include_str!("wgsl/unpack.wgsl"), unit, kernel].concat()
+}
+
+/// A kernel that computes `value` of element `i`.
+fn each_text(value: &str) -> String {
+    let main = "
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    if id.x >= params.n || id.y >= step[0] {
+        return;
+    }
+    let i = id.y * params.n + id.x;
+    x[i] = VALUE;
+}
+";
+    [include_str!("wgsl/each.wgsl"), &main.replace("VALUE", value)].concat()
+}
+
+/// The attention over keys and values of a type, with `slice` running sums in registers.
+fn attend_text(dtype: KvDType, slice: u32) -> String {
+    let load = match dtype {
+        KvDType::F32 => include_str!("wgsl/load_f32.wgsl"),
+        KvDType::F16 => include_str!("wgsl/load_f16.wgsl"),
+        KvDType::Q8 => include_str!("wgsl/load_q8.wgsl"),
+    };
+    let each = |line: &str| (0..slice).map(|i| line.replace('#', &i.to_string())).collect::<Vec<_>>().join("\n");
+    let kernel = include_str!("wgsl/attend.wgsl")
+        .replace("DECLARE", &each("    var o# = vec4<f32>(0.0);"))
+        .replace("GAIN", &each("        o# = gained(o#, keep, p, values, slice + #u);"))
+        .replace("STORE", &each("    out[q0 + slice + #u] = o# * inverse;"));
+    let slice = format!("const SLICE = {slice}u;\n");
+    [include_str!("wgsl/kv.wgsl"), include_str!("wgsl/math.wgsl"), load, &slice, &kernel].concat()
+}
+
+/// The guests' product; `words` where rows of f16 are not whole words.
+fn product_text(half: bool, words: bool) -> String {
+    let head = include_str!("wgsl/product.wgsl");
+    let tile = include_str!("wgsl/product_tile.wgsl");
+    if !half {
+        return [head, include_str!("wgsl/product_f32.wgsl"), tile].concat();
+    }
+    let half = [head, include_str!("wgsl/product_f16.wgsl"), include_str!("wgsl/half_bits.wgsl")].concat();
+    let line = format!("const WORDS_A_LINE = {WORDS_A_LINE}u;\n");
+    match words {
+        true => [&half, &line, include_str!("wgsl/product_words_f16.wgsl")].concat(),
+        false => [&half, include_str!("wgsl/product_store_f16.wgsl"), tile].concat(),
+    }
+}
