@@ -108,9 +108,17 @@ impl Batch {
         Ok(())
     }
 
+    /// How many rows of one pass may want their logits.
+    fn outputs_max(&self) -> usize {
+        match &self.place {
+            Place::Cpu(_) => usize::MAX,
+            Place::Gpu(passes) => passes.outputs_max(self.model.config()),
+        }
+    }
+
     /// Runs one pass; false if nothing was left to do.
     fn pass(&mut self, work: &mut [Work<'_>]) -> Result<bool, Error> {
-        let Some(layout) = self.plan.fill(work, self.rows_per_pass) else { return Ok(false) };
+        let Some(layout) = self.plan.fill(work, self.rows_per_pass, self.outputs_max()) else { return Ok(false) };
         let logits = match &mut self.place {
             Place::Cpu(scratch) => {
                 scratch.rotations.clear();
@@ -130,7 +138,7 @@ impl Batch {
 
 impl Plan {
     /// Takes up to `rows_max` rows that are still to be evaluated, of sessions that store their KV alike; nothing if none is left.
-    fn fill(&mut self, work: &[Work<'_>], rows_max: usize) -> Option<KvLayout> {
+    fn fill(&mut self, work: &[Work<'_>], rows_max: usize, outputs_max: usize) -> Option<KvLayout> {
         self.rows.clear();
         self.tokens.clear();
         self.outputs.clear();
@@ -147,6 +155,9 @@ impl Plan {
                     Logits::Last(_) => position + 1 == tokens.len(),
                     Logits::All(_) => true,
                 };
+                if wanted && self.outputs.len() == outputs_max {
+                    return layout;
+                }
                 if wanted {
                     self.outputs.push(self.rows.len());
                 }

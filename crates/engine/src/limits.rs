@@ -3,6 +3,9 @@
 /// Rows (tokens of all sessions together) that one pass through the decoder takes. A longer step is several passes.
 pub const ROWS_PER_PASS_MAX: usize = 512;
 
+/// Rows of one pass on a GPU whose logits may be wanted: they stand in memory that is shared with the device.
+pub const GPU_OUTPUTS_PER_PASS_MAX: usize = 64;
+
 /// Address space reserved for the KV blocks of one model and KV dtype. Pages are opened as they are needed.
 pub const KV_POOL_BYTES_MAX: usize = 64 << 30;
 

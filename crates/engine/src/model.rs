@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::config::Config;
+use crate::gpu::GpuWeights;
 use crate::kv::KvPools;
 use crate::models::{self, Decoder};
 use crate::source;
@@ -38,6 +39,7 @@ pub struct Model {
     tokenizer: Tokenizer,
     template: Result<ChatTemplate, String>,
     device: Device,
+    gpu_weights: Option<GpuWeights>,
     kv_pools: KvPools,
     fingerprint: OnceLock<[u8; 32]>,
 }
@@ -67,6 +69,7 @@ impl Model {
             decoder,
             tokenizer,
             template: template.map_err(|e| e.to_string()),
+            gpu_weights: device.gpu.as_ref().map(GpuWeights::new),
             device,
             kv_pools: KvPools::default(),
             fingerprint: OnceLock::new(),
@@ -99,6 +102,19 @@ impl Model {
     /// The device that it runs on.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Bytes of weights that were copied to a device of its own memory so far; none where the mapped files are shared.
+    pub fn copied_weight_bytes(&self) -> usize {
+        self.gpu_weights.as_ref().map_or(0, GpuWeights::copied_bytes)
+    }
+
+    /// Its weights on the GPU.
+    ///
+    /// # Panics
+    /// If it runs on the CPU.
+    pub(crate) fn gpu_weights(&self) -> &GpuWeights {
+        self.gpu_weights.as_ref().expect("a model on a GPU")
     }
 
     pub(crate) fn cpu(&self) -> &Cpu {

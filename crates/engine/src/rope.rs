@@ -15,7 +15,7 @@ pub(crate) enum RopePairs {
 }
 
 /// The frequencies of one kind of layer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Rope {
     frequencies: Vec<f64>, // (head_dim / 2), radians a position
     pairs: RopePairs,
@@ -63,6 +63,35 @@ pub(crate) fn llama3_factors(head_dim: usize, base: f32, scaling: &Llama3Scaling
     (0..head_dim / 2).map(of).collect()
 }
 
+impl Rope {
+    /// Elements of one position's rotations: a cosine and a sine for each pair.
+    pub(crate) fn row_len(&self) -> usize {
+        2 * self.frequencies.len()
+    }
+
+    /// How the weight file pairs elements.
+    pub(crate) fn pairs(&self) -> RopePairs {
+        self.pairs
+    }
+
+    /// The rotations of rows: (row, cos or sin, head_dim / 2).
+    pub(crate) fn rotations(&self, rows: &[Row]) -> Vec<f32> {
+        let mut rotations = vec![0.0; rows.len() * self.row_len()];
+        self.rotate(rows, &mut rotations);
+        rotations
+    }
+
+    fn rotate(&self, rows: &[Row], rotations: &mut [f32]) {
+        for (row, cos_sin) in rows.iter().zip(rotations.chunks_mut(self.row_len())) {
+            let (cos, sin) = cos_sin.split_at_mut(self.frequencies.len());
+            for ((frequency, cos), sin) in self.frequencies.iter().zip(cos).zip(sin) {
+                let (s, c) = libm::sincos(f64::from(row.position) * frequency);
+                (*cos, *sin) = (c as f32, s as f32);
+            }
+        }
+    }
+}
+
 /// The rotations of one pass's rows, computed once for each kind of layer.
 #[derive(Debug, Default)]
 pub(crate) struct Rotations {
@@ -100,13 +129,7 @@ impl Rotations {
         let kind = &mut self.kinds[index];
         (kind.rope, kind.pairs, kind.half) = (identity(rope), rope.pairs, rope.frequencies.len());
         kind.cos_sin.resize(rows.len() * 2 * kind.half, 0.0);
-        for (row, cos_sin) in rows.iter().zip(kind.cos_sin.chunks_mut(2 * kind.half)) {
-            let (cos, sin) = cos_sin.split_at_mut(kind.half);
-            for ((frequency, cos), sin) in rope.frequencies.iter().zip(cos).zip(sin) {
-                let (s, c) = libm::sincos(f64::from(row.position) * frequency);
-                (*cos, *sin) = (c as f32, s as f32);
-            }
-        }
+        rope.rotate(rows, &mut kind.cos_sin);
         index
     }
 }

@@ -113,6 +113,23 @@ impl Gpu {
         self.new_buffer(label, bytes, Usage::MAP_READ | Usage::COPY_DST)
     }
 
+    /// A buffer in the device's own memory that starts with a copy of `bytes`.
+    ///
+    /// # Errors
+    /// If it is longer than the device allows.
+    pub fn upload(&self, label: &str, bytes: &[u8]) -> Result<wgpu::Buffer, GpuError> {
+        let buffer = self.buffer(label, bytes.len() as u64)?;
+        let whole = bytes.len() / 4 * 4;
+        self.queue.write_buffer(&buffer, 0, &bytes[..whole]);
+        if whole < bytes.len() {
+            let mut last = [0; 4];
+            last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+            self.queue.write_buffer(&buffer, whole as u64, &last);
+        }
+        self.check()?;
+        Ok(buffer)
+    }
+
     fn new_buffer(&self, label: &str, bytes: u64, usage: Usage) -> Result<wgpu::Buffer, GpuError> {
         if bytes > self.info.buffer_bytes_max {
             return Err(GpuError::BeyondLimit { what: "the bytes of a buffer", asked: bytes, limit: self.info.buffer_bytes_max });

@@ -4,8 +4,10 @@
 //! lives until the GPU is done with the buffer, and while it is imported nobody may remap, protect or unmap its pages; its bytes may be
 //! written in place. After growth import again: what was imported covers the bytes that were open then.
 
+#![allow(unsafe_code)]
+
 use super::{Gpu, GpuError};
-use driftwood_region::{Backing, Region};
+use driftwood_region::{Backing, Region, page_bytes};
 use std::sync::Arc;
 
 /// A region's open bytes, seen by the GPU as a storage buffer.
@@ -32,7 +34,38 @@ impl Imported {
     }
 }
 
+/// Zeroed host memory that the device writes and the host reads, such as a step's logits.
+#[derive(Debug)]
+pub struct Window {
+    region: Arc<Region>,
+    imported: Imported,
+}
+
+impl Window {
+    /// The buffer that kernels write.
+    pub fn buffer(&self) -> &wgpu::Buffer {
+        self.imported.buffer()
+    }
+
+    /// What stands there: to be read after [`Gpu::wait`], when no work that writes it is in flight.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the region is ours alone, open over its whole length, and lives as long as `self`; on the host's side nothing writes it.
+        unsafe { std::slice::from_raw_parts(self.region.base().as_ptr(), self.region.open_bytes()) }
+    }
+}
+
 impl Gpu {
+    /// Makes a window of `bytes`, rounded up to pages.
+    ///
+    /// # Errors
+    /// As [`Gpu::import`], or if the system has no memory.
+    pub fn window(&self, bytes: usize) -> Result<Window, GpuError> {
+        let no_memory = |e: driftwood_region::Error| GpuError::NotImportable { why: e.to_string() };
+        let region = Arc::new(Region::reserve(bytes).map_err(no_memory)?);
+        region.commit(bytes).map_err(no_memory)?;
+        Ok(Window { imported: self.import(&region)?, region })
+    }
+
     /// Shares the open bytes of a region with the device.
     ///
     /// Who may touch them when: the device between a submit and the end of its work, the host otherwise.
@@ -41,7 +74,8 @@ impl Gpu {
     /// [`GpuError::NotImportable`] if the device, the backing or the size does not allow it: the caller then asks for a copying path by
     /// name.
     pub fn import(&self, region: &Arc<Region>) -> Result<Imported, GpuError> {
-        let bytes = region.open_bytes() as u64;
+        // A mapped file ends within a page, the mapping with it.
+        let bytes = (region.open_bytes() as u64).next_multiple_of(page_bytes() as u64);
         let address = region.base().as_ptr() as usize;
         self.check_importable(region.backing(), address as u64, bytes)?;
         let buffer = self.import_raw(region, bytes)?;

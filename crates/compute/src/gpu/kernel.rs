@@ -131,3 +131,10 @@ pub fn record(encoder: &mut wgpu::CommandEncoder, dispatches: &[Dispatch]) {
         pass.dispatch_workgroups(x, y, z);
     }
 }
+
+/// Records that the host will read what the device wrote into shared memory.
+pub fn show_host<'a>(encoder: &mut wgpu::CommandEncoder, buffers: impl IntoIterator<Item = &'a wgpu::Buffer>) {
+    let state = wgpu::wgt::BufferUses::MAP_READ;
+    let transitions = buffers.into_iter().map(|buffer| wgpu::wgt::BufferTransition { buffer, state });
+    encoder.transition_resources(transitions, std::iter::empty());
+}

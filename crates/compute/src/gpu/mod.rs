@@ -8,7 +8,7 @@
 //! On *unified* memory (integrated graphics, Apple Silicon, software devices) everything stays in shared regions. On a discrete device
 //! weights and KV live in the device's own memory and the shared window carries tokens, logits and snapshots.
 //!
-//! Files with `unsafe`: `device.rs`, `import_vulkan.rs`, `import_metal.rs`, `kernel.rs`.
+//! Files with `unsafe`: `device.rs`, `import.rs`, `import_vulkan.rs`, `import_metal.rs`, `kernel.rs`.
 
 mod device;
 mod error;
@@ -31,9 +31,10 @@ use import_vulkan::Opened;
 
 pub use device::{Gpu, GpuInfo};
 pub use error::GpuError;
-pub use import::Imported;
-pub use kernel::{Binding, Dispatch, Kernel, KernelSource, record};
+pub use import::{Imported, Window};
+pub use kernel::{Binding, Dispatch, Kernel, KernelSource, record, show_host};
 pub use plain::{Each, Heads, KvBinding, Plain, Product, RowDispatch, Weight, WeightPart};
+pub use wgpu::{Buffer, CommandEncoder};
 
 /// Changes whenever a GPU kernel's results change in any bit; part of the numerics id.
 pub const GPU_KERNEL_VERSION: u32 = 1;

@@ -1,22 +1,15 @@
 //! Passes on a graphics processor.
+//!
+//! - `weights.rs`: a model's weights where the device reads them, shared or uploaded.
+//! - `record.rs`: a family's operations, recorded once as a list of dispatches.
+//! - `passes.rs`: one step: KV shared, what changes from step to step written, the list replayed, the logits read from a shared window.
+//!
+//! What a step changes (rows, tokens, positions, slots of KV, rotations) stands in small buffers, so that one recording serves every
+//! step of a model and KV type until a buffer grows.
 
-use crate::batch::{Plan, Work};
-use crate::{Error, Model};
-use driftwood_compute::KvLayout;
-use driftwood_compute::gpu::Gpu;
-use std::sync::Arc;
+mod passes;
+mod record;
+mod weights;
 
-#[derive(Debug)]
-pub(crate) struct GpuPasses {
-    logits: Vec<f32>,
-}
-
-impl GpuPasses {
-    pub(crate) fn new(_gpu: &Arc<Gpu>) -> GpuPasses {
-        GpuPasses { logits: Vec::new() }
-    }
-
-    pub(crate) fn evaluate(&mut self, _model: &Model, _plan: &Plan, _layout: KvLayout, _work: &mut [Work<'_>]) -> Result<&[f32], Error> {
-        Ok(&self.logits)
-    }
-}
+pub(crate) use passes::GpuPasses;
+pub(crate) use weights::GpuWeights;

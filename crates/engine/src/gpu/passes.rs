@@ -5,9 +5,9 @@ use crate::batch::{Plan, Work};
 use crate::config::Config;
 use crate::limits::{GPU_OUTPUTS_PER_PASS_MAX, ROWS_PER_PASS_MAX};
 use crate::{Error, Model};
-use driftwood_compute::gpu::{Gpu, Imported, record, show_host};
+use driftwood_compute::gpu::{Gpu, Imported, Window, record, show_host};
 use driftwood_compute::{KV_BLOCK_TOKENS, KvDType, KvLayout};
-use driftwood_region::{DType, Pool, Region, Shape, View};
+use driftwood_region::Pool;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -27,15 +27,8 @@ pub(crate) struct GpuPasses {
 struct Scratch {
     buffers: Buffers,
     step: StepBuffers,
-    logits: Logits,
+    logits: Window, // (output, vocabulary)
     outputs_max: usize,
-}
-
-/// Host memory that the device writes logits into: (output, vocabulary).
-#[derive(Debug)]
-struct Logits {
-    shared: Imported,
-    view: View,
 }
 
 /// A pool of KV blocks as the device sees it.
@@ -72,7 +65,7 @@ impl GpuPasses {
         self.write_step(plan, layout.dtype, work);
         self.replay(plan, layout.dtype)?;
         let scratch = self.scratch.as_ref().expect("make_room made it");
-        Ok(&bytemuck::cast_slice(scratch.logits.view.bytes())[..plan.outputs.len() * model.config().vocabulary])
+        Ok(&bytemuck::cast_slice(scratch.logits.bytes())[..plan.outputs.len() * model.config().vocabulary])
     }
 
     /// Imports the pool's open bytes, again when it has grown.
@@ -115,12 +108,8 @@ impl GpuPasses {
     fn new_scratch(&self, config: &Config, step: StepBuffers) -> Result<Scratch, Error> {
         let outputs_max = self.outputs_max(config);
         let buffers = Buffers::new(&self.gpu, config, ROWS_PER_PASS_MAX, outputs_max)?;
-        let bytes = outputs_max * config.vocabulary * size_of::<f32>();
-        let region = Arc::new(Region::reserve(bytes)?);
-        region.commit(bytes)?;
-        let shape = Shape::new(&[outputs_max, config.vocabulary]).expect("two extents that fit memory");
-        let view = View::new(&region, 0, DType::F32, shape)?;
-        Ok(Scratch { buffers, step, logits: Logits { shared: self.gpu.import(&region)?, view }, outputs_max })
+        let logits = self.gpu.window(outputs_max * config.vocabulary * size_of::<f32>())?;
+        Ok(Scratch { buffers, step, logits, outputs_max })
     }
 
     fn record(&self, model: &Model, layout: KvLayout, slot_bytes: usize) -> Result<Program, Error> {
@@ -135,7 +124,7 @@ impl GpuPasses {
             kv: self.kv[&layout.dtype].shared.buffer(),
             layout,
             slot_bytes,
-            logits: scratch.logits.shared.buffer(),
+            logits: scratch.logits.buffer(),
         };
         recorder.record(|recording| model.decoder().forward(recording))
     }
@@ -165,7 +154,7 @@ impl GpuPasses {
         let mut encoder = self.gpu.encoder();
         record(&mut encoder, &dispatches);
         let logits = &self.scratch.as_ref().expect("make_room made it").logits;
-        show_host(&mut encoder, [logits.shared.buffer(), self.kv[&dtype].shared.buffer()]);
+        show_host(&mut encoder, [logits.buffer(), self.kv[&dtype].shared.buffer()]);
         self.gpu.submit(encoder)?;
         Ok(self.gpu.wait()?)
     }

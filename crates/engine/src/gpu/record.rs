@@ -5,8 +5,8 @@ use crate::Error;
 use crate::config::{AttentionPlan, Config};
 use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, RopePairs};
-use driftwood_compute::gpu::plain::{Each, Heads, KvBinding, Plain, RowDispatch};
 use driftwood_compute::gpu::{Binding, Buffer, Dispatch, Gpu};
+use driftwood_compute::gpu::{Each, Heads, KvBinding, Plain, RowDispatch};
 use driftwood_compute::{KvLayout, Matrix};
 
 /// How many rows a dispatch works on.
@@ -29,9 +29,9 @@ pub(super) struct Buffers {
     attended: Buffer, // (row, head, head_dim)
     key: Buffer,      // (row, kv_head, head_dim)
     key_normed: Buffer,
-    value: Buffer, // (row, kv_head, head_dim)
-    gate: Buffer,  // (row, hidden)
-    up: Buffer,    // (row, hidden)
+    value: Buffer,  // (row, kv_head, head_dim)
+    gate: Buffer,   // (row, hidden)
+    up: Buffer,     // (row, hidden)
     wanted: Buffer, // (output, width)
     wanted_normed: Buffer,
 }
@@ -220,9 +220,10 @@ impl Recording<'_> {
 impl Pass for Recording<'_> {
     fn embed(&mut self, embedding: &Matrix, scale: f32) {
         let to = &self.to;
-        let recorded = to.weights.matrix(embedding).and_then(|placed| {
-            Ok(to.rows().embed(&placed.weight(to.gpu)?, to.tokens(), scale, Binding::whole(&to.buffers.residual))?)
-        });
+        let recorded = to
+            .weights
+            .matrix(embedding)
+            .and_then(|placed| Ok(to.rows().embed(&placed.weight(to.gpu)?, to.tokens(), scale, Binding::whole(&to.buffers.residual))?));
         self.push(Count::Rows, recorded);
     }
 

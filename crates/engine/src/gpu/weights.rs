@@ -2,7 +2,7 @@
 
 use crate::Error;
 use driftwood_compute::Matrix;
-use driftwood_compute::gpu::plain::Weight;
+use driftwood_compute::gpu::Weight;
 use driftwood_compute::gpu::{Buffer, Gpu, Imported};
 use driftwood_region::{DType, Region, View};
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ pub(crate) struct GpuWeights {
 
 #[derive(Debug, Default)]
 struct Places {
-    files: HashMap<usize, Imported>,  // by the address of the mapping
+    files: HashMap<usize, Imported>, // by the address of the mapping
     tensors: HashMap<usize, Placed>, // by the address of the first byte
     copied_bytes: usize,
 }
