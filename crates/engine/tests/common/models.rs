@@ -2,8 +2,9 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+use driftwood_compute::gpu::Gpu;
 use driftwood_compute::{Arithmetic, Cpu, Simd};
-use driftwood_engine::Model;
+use driftwood_engine::{Device, Model};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,6 +25,13 @@ pub fn golden(file: &str) -> String {
     let folder = std::env::var_os("DRIFTWOOD_GOLDEN")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden")), PathBuf::from);
     std::fs::read_to_string(folder.join(file)).expect("tests/golden is part of the repository")
+}
+
+/// On this machine's graphics processor, or the software one that stands in for it.
+pub fn open_gpu(file: &str, arithmetic: Arithmetic) -> Arc<Model> {
+    let gpu = Gpu::open(None).expect("tests of the GPU need a Vulkan driver: apt install mesa-vulkan-drivers");
+    let cpu = Arc::new(Cpu::new(2, Simd::detect(), arithmetic));
+    Model::open(file, &path(file), Device { cpu, gpu: Some(gpu) }).unwrap()
 }
 
 pub fn open(file: &str, threads: usize, simd: Simd, arithmetic: Arithmetic) -> Arc<Model> {

@@ -1,0 +1,153 @@
+//! On the GPU, too, results do not depend on company, and a session moves between devices.
+
+#[path = "common/models.rs"]
+mod models;
+
+use driftwood_compute::{Arithmetic, KvDType, Simd};
+use driftwood_engine::tokenizer::Special;
+use driftwood_engine::{Batch, Logits, Model, RestoredBlock, RestoredSession, Session, SessionOptions, Work};
+use std::sync::{Arc, LazyLock};
+
+/// One model for all tests of this file: kernels are compiled once.
+static SMOLLM2: LazyLock<Arc<Model>> = LazyLock::new(|| models::open_gpu(models::SMOLLM2, Arithmetic::Fast));
+
+fn prose(count: usize) -> Vec<u32> {
+    let mut tokens = SMOLLM2.tokenizer().encode(&models::golden("prose.txt"), Special { add: true, parse: false });
+    tokens.truncate(count);
+    tokens
+}
+
+fn open_session(model: &Arc<Model>, kv: KvDType) -> Session {
+    Session::open(model, SessionOptions { kv, context_max: 512 }).unwrap()
+}
+
+fn logits_of(batch: &mut Batch, session: &mut Session) -> Vec<f32> {
+    let mut logits = vec![f32::NAN; session.model().config().vocabulary];
+    batch.step(&mut [Work::new(session, Logits::Last(&mut logits))]).unwrap();
+    assert!(logits.iter().all(|l| l.is_finite()));
+    logits
+}
+
+fn evaluated(batch: &mut Batch, kv: KvDType, tokens: &[u32], chunk: usize) -> (Session, Vec<f32>) {
+    let mut session = open_session(&SMOLLM2, kv);
+    let (last, first) = tokens.split_last().unwrap();
+    for part in first.chunks(chunk) {
+        session.append(part).unwrap();
+        batch.step(&mut [Work::new(&mut session, Logits::None)]).unwrap();
+    }
+    session.append(&[*last]).unwrap();
+    let logits = logits_of(batch, &mut session);
+    (session, logits)
+}
+
+#[test]
+fn chunks_do_not_matter() {
+    let (tokens, mut batch) = (prose(75), Batch::new(&SMOLLM2));
+    for kv in KvDType::ALL {
+        let (_, expected) = evaluated(&mut batch, kv, &tokens, usize::MAX);
+        for chunk in [64, 7] {
+            assert!(evaluated(&mut batch, kv, &tokens, chunk).1 == expected, "kv {kv} in chunks of {chunk}");
+        }
+    }
+    let (_, expected) = evaluated(&mut batch, KvDType::F16, &tokens[..10], usize::MAX);
+    assert!(evaluated(&mut batch, KvDType::F16, &tokens[..10], 1).1 == expected, "token by token");
+}
+
+#[test]
+fn a_batch_of_eight_is_eight_alone() {
+    let (tokens, mut batch) = (prose(60), Batch::with_rows_per_pass(&SMOLLM2, 97));
+    let parts: Vec<&[u32]> = (0..8).map(|i| &tokens[i..3 + i * 6]).collect();
+    let mut sessions: Vec<_> = parts.iter().map(|_| open_session(&SMOLLM2, KvDType::F16)).collect();
+    let mut logits = vec![vec![f32::NAN; SMOLLM2.config().vocabulary]; 8];
+    for (session, part) in sessions.iter_mut().zip(&parts) {
+        session.append(part).unwrap();
+    }
+    let mut work: Vec<_> = sessions.iter_mut().zip(&mut logits).map(|(session, l)| Work::new(session, Logits::Last(l))).collect();
+    batch.step(&mut work).unwrap();
+    for (part, logits) in parts.iter().zip(&logits) {
+        assert!(*logits == evaluated(&mut batch, KvDType::F16, part, usize::MAX).1, "{} tokens", part.len());
+    }
+}
+
+#[test]
+fn all_logits_of_a_prompt_are_those_of_its_prefixes() {
+    let (tokens, mut batch, vocabulary) = (prose(70), Batch::new(&SMOLLM2), SMOLLM2.config().vocabulary);
+    let mut session = open_session(&SMOLLM2, KvDType::F16);
+    session.append(&tokens).unwrap();
+    let mut all = vec![f32::NAN; tokens.len() * vocabulary];
+    batch.step(&mut [Work::new(&mut session, Logits::All(&mut all))]).unwrap();
+    for len in [1, 2, 64, 65, 70] {
+        let (_, expected) = evaluated(&mut batch, KvDType::F16, &tokens[..len], usize::MAX);
+        assert!(all[(len - 1) * vocabulary..len * vocabulary] == expected, "after {len} tokens");
+    }
+}
+
+#[test]
+fn forks_and_rewinds_change_no_bit() {
+    let (tokens, mut batch) = (prose(70), Batch::new(&SMOLLM2));
+    let (mut session, expected) = evaluated(&mut batch, KvDType::F16, &tokens, usize::MAX);
+    let mut fork = session.fork();
+    session.truncate(40).unwrap();
+    session.append(&[5, 6, 7]).unwrap();
+    let other = logits_of(&mut batch, &mut session);
+    assert!(logits_of(&mut batch, &mut fork) == expected, "the fork is not what its parent became");
+    session.truncate(40).unwrap();
+    session.append(&tokens[40..]).unwrap();
+    assert!(logits_of(&mut batch, &mut session) == expected && other != expected);
+}
+
+/// What a session holds, restored on another model of the same file.
+fn moved(session: &Session, to: &Arc<Model>) -> Session {
+    let at_rest = session.at_rest();
+    let layout = session.kv_layout();
+    let rows = session.evaluated();
+    assert!(at_rest.blocks.is_empty() && rows < 64, "one block is enough here");
+    let block = at_rest.tail.unwrap();
+    let row_bytes = layout.row_bytes();
+    let tiles = (0..layout.layers * 2 * layout.kv_heads).map(|tile| tile * 64 * row_bytes);
+    let tail: Vec<u8> = tiles.flat_map(|at| block.bytes()[at..at + rows * row_bytes].to_vec()).collect();
+    let parts = RestoredSession {
+        options: SessionOptions { kv: layout.dtype, context_max: 512 },
+        tokens: session.tokens(),
+        evaluated: rows,
+        blocks: Vec::<RestoredBlock>::new(),
+        tail: &tail,
+        sampler: session.sampler().clone(),
+        numerics: &session.numerics_id(),
+    };
+    Session::restore(to, parts).unwrap()
+}
+
+#[test]
+fn a_session_moves_between_devices() {
+    let cpu = models::open(models::SMOLLM2, 2, Simd::detect(), Arithmetic::Exact);
+    let gpu = models::open_gpu(models::SMOLLM2, Arithmetic::Exact);
+    let (tokens, next) = (prose(40), 28);
+    let session_on = |model: &Arc<Model>| {
+        let mut session = open_session(model, KvDType::F32);
+        session.append(&tokens).unwrap();
+        logits_of(&mut Batch::new(model), &mut session);
+        session
+    };
+    let continued = |mut session: Session| {
+        session.append(&[next]).unwrap();
+        logits_of(&mut Batch::new(&session.model().clone()), &mut session)
+    };
+    let (on_cpu, on_gpu) = (session_on(&cpu), session_on(&gpu));
+    let expected = continued(on_cpu.fork());
+    for (from, to) in [(&on_cpu, &gpu), (&on_gpu, &cpu)] {
+        let moved = moved(from, to);
+        assert_eq!(moved.numerics_id(), format!("{}+{}", from.numerics_id(), to.numerics_id(KvDType::F32)));
+        let got = continued(moved);
+        let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 0.01, "{worst} off after moving to {:?}", to.device().gpu);
+    }
+    let stayed = continued(moved(&on_gpu, &gpu));
+    assert!(stayed == continued(on_gpu), "on one device a move changes no bit");
+}
+
+#[test]
+fn the_numerics_id_names_device_and_driver() {
+    let id = SMOLLM2.numerics_id(KvDType::F16);
+    assert!(id.starts_with("gpu-") && id.ends_with("/fast/kv-f16") && !id.contains(' ') && !id.contains('+'), "{id}");
+}
