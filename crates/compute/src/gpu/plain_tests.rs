@@ -112,11 +112,11 @@ fn two_parts<'a>(bench: &Bench, dtype: DType, (n, k): (u32, u32), buffer: &'a wg
     weight
 }
 
-/// The product of the rows given, through a matrix in one part or in two.
-fn matmul(bench: &Bench, weight: &Weight<'_>, rows: usize, x: &[f32]) -> Vec<f32> {
+/// The product of the rows given.
+fn matmul(bench: &Bench, plain: Plain<'_>, weight: &Weight<'_>, rows: usize, x: &[f32]) -> Vec<f32> {
     let (step, x) = (bench.words(&[rows as u32]), bench.floats(x));
     let out = bench.out(rows * weight.n as usize);
-    bench.run(plain(bench).matmul(weight, Binding::whole(&step), Binding::whole(&x), out.binding()).unwrap());
+    bench.run(plain.matmul(weight, Binding::whole(&step), Binding::whole(&x), out.binding()).unwrap());
     bench.read(&out)
 }
 
@@ -142,13 +142,17 @@ fn products_are_those_of_the_cpu_whatever_the_company() {
             let buffer = bench.bytes(offset, &stored);
             let shape = (n as u32, k as u32);
             let whole = Weight::new(bench.gpu.info(), dtype, shape, &buffer, offset as u64).unwrap();
-            let got = matmul(&bench, &whole, rows, &values);
+            let got = matmul(&bench, plain(&bench), &whole, rows, &values);
             let error = off_by(&got, &exact, &magnitudes(dtype, &stored, (n, k), &values));
             assert!(error <= 1e-5, "{what}: off by {error}");
+            let mut unshared = plain(&bench);
+            unshared.shared = false;
+            assert_eq!(bits(&matmul(&bench, unshared, &whole, rows, &values)), bits(&got), "{what}: without subgroups");
             let parts = two_parts(&bench, dtype, shape, &buffer, offset as u64);
-            assert_eq!(bits(&matmul(&bench, &parts, rows, &values)), bits(&got), "{what}: in parts");
+            assert_eq!(bits(&matmul(&bench, plain(&bench), &parts, rows, &values)), bits(&got), "{what}: in parts");
             for chunk in [1, 2] {
-                let alone = values.chunks(chunk * k).flat_map(|x| matmul(&bench, &whole, x.len() / k, x)).collect::<Vec<_>>();
+                let alone =
+                    values.chunks(chunk * k).flat_map(|x| matmul(&bench, plain(&bench), &whole, x.len() / k, x)).collect::<Vec<_>>();
                 assert_eq!(bits(&alone), bits(&got), "{what}: {chunk} at a time");
             }
         }
