@@ -22,6 +22,8 @@ use driftwood_region::DType;
 
 /// Elements of a row that `unit` of a weight format de-quantises.
 const UNIT_LEN: u32 = 32;
+/// Elements of a norm that an invocation has.
+const NORM_LEN: u32 = 16;
 /// Rows of activations that an invocation of the matrix product has.
 const MATMUL_ROWS: u32 = 4;
 /// Invocations of a workgroup, in most kernels.
@@ -36,6 +38,8 @@ const WORDS_A_LINE: u32 = 0x20_0000;
 pub struct Plain<'a> {
     gpu: &'a Gpu,
     rows_max: u32,
+    /// Whether eight lanes load for each other.
+    pub(super) shared: bool,
 }
 
 /// A dispatch whose rows lie along the y axis.
@@ -132,9 +136,9 @@ pub struct KvBinding<'a> {
     pub binding: Binding<'a>,
     /// How rows are stored. A row must be a multiple of 4 bytes long.
     pub dtype: KvDType,
-    /// From the start of the binding to the layer's first row in slot 0, a multiple of 4.
+    /// From the start of the binding to the layer's first row in slot 0, a multiple of 16.
     pub first_bytes: u32,
-    /// From one slot to the next, a multiple of 4.
+    /// From one slot to the next, a multiple of 16.
     pub slot_bytes: u32,
 }
 
@@ -169,7 +173,7 @@ impl<'a> Plain<'a> {
     /// If the device has no grids of that many.
     pub fn new(gpu: &'a Gpu, rows_max: u32) -> Plain<'a> {
         assert!(rows_max <= gpu.info().workgroups_max, "{rows_max} rows are more than a grid has");
-        Plain { gpu, rows_max }
+        Plain { gpu, rows_max, shared: eight_lanes(gpu) }
     }
 
     /// `out[row] = weight[tokens[row]] * scale`, a dispatch for each part.
@@ -194,12 +198,12 @@ impl<'a> Plain<'a> {
     /// If the driver refuses.
     pub fn matmul(&self, weight: &Weight<'_>, step: Binding<'_>, x: Binding<'_>, out: Binding<'_>) -> Result<Vec<RowDispatch>, GpuError> {
         let ragged = !weight.k.is_multiple_of(UNIT_LEN);
-        let kernel = if ragged { include_str!("wgsl/matmul_ragged.wgsl") } else { include_str!("wgsl/matmul.wgsl") };
+        let kernel = if ragged { include_str!("wgsl/matmul_ragged.wgsl").to_owned() } else { matmul_text(self.shared) };
         let each = |part: &WeightPart<'_>| {
             let params = self.weight_params(weight, part, 1.0)?;
             let bindings = [Binding::whole(&params), step, part.window, x, out];
             let rows_a_group = if ragged { 1 } else { MATMUL_ROWS };
-            self.rows("matmul", &weight_text(weight, part, kernel), &bindings, part.rows.div_ceil(GROUP), rows_a_group)
+            self.rows("matmul", &weight_text(weight, part, &kernel), &bindings, part.rows.div_ceil(GROUP), rows_a_group)
         };
         weight.parts.iter().map(each).collect()
     }
@@ -220,8 +224,9 @@ impl<'a> Plain<'a> {
     ) -> Result<RowDispatch, GpuError> {
         let params = self.params(&[n, heads, eps.to_bits()])?;
         let bindings = [Binding::whole(&params), step, x, weight, out];
-        let width = heads * n.div_ceil(UNIT_LEN);
-        self.rows("rms_norm", include_str!("wgsl/rms_norm.wgsl"), &bindings, width.div_ceil(GROUP), 1)
+        let width = heads * n.div_ceil(NORM_LEN);
+        let element = if n.is_multiple_of(4) { include_str!("wgsl/element_four.wgsl") } else { include_str!("wgsl/element_one.wgsl") };
+        self.rows("rms_norm", &[element, include_str!("wgsl/rms_norm.wgsl")].concat(), &bindings, width.div_ceil(GROUP), 1)
     }
 
     /// `x = f(x, y)` for the `n` elements of each row. The two must be in different buffers.
@@ -359,7 +364,7 @@ impl<'a> Plain<'a> {
             let end = u128::from(first) + u128::from(rows) * u128::from(columns);
             assert!(end * element_bytes <= window.bytes.into() && end <= u32::MAX.into(), "({rows}, {columns}) is not within its window");
         }
-        let plain = Plain { gpu, rows_max: 1 };
+        let plain = Plain { gpu, rows_max: 1, shared: false };
         let [a, b, c] = product.firsts;
         let params = plain.params(&[m, k, n, a, b, c])?;
         let bindings = [Binding::whole(&params), product.windows[0], product.windows[1], product.windows[2]];
@@ -397,7 +402,9 @@ impl<'a> Plain<'a> {
     ) -> Result<wgpu::Buffer, GpuError> {
         let row_bytes = kv.dtype.row_bytes(heads.head_dim as usize) as u32;
         assert!(heads.head_dim.is_multiple_of(16) && heads.heads.is_multiple_of(heads.kv_heads.max(1)), "{heads:?}");
-        assert!([row_bytes, kv.first_bytes, kv.slot_bytes].iter().all(|b| b.is_multiple_of(4)), "rows of {} are no whole words", kv.dtype);
+        let unit_bytes = if kv.dtype == KvDType::Q8 { 4 } else { 16 };
+        let aligned = [row_bytes, kv.first_bytes, kv.slot_bytes].iter().all(|b| b.is_multiple_of(unit_bytes));
+        assert!(aligned, "rows of {} must begin at multiples of {unit_bytes} bytes", kv.dtype);
         let layer_bytes = 2 * u64::from(heads.kv_heads) * KV_BLOCK_TOKENS as u64 * u64::from(row_bytes);
         assert!(u64::from(kv.first_bytes) + layer_bytes <= kv.binding.bytes, "a slot is not within the binding");
         assert!(window != Some(0), "a row sees at least itself");
@@ -450,6 +457,28 @@ fn weight_text(weight: &Weight<'_>, part: &WeightPart<'_>, kernel: &str) -> Stri
     [include_str!("wgsl/weight_params.wgsl"), words, include_str!("wgsl/unpack.wgsl"), unit, kernel].concat()
 }
 
+/// Whether lanes may hand what eight of them loaded round.
+fn eight_lanes(gpu: &Gpu) -> bool {
+    gpu.device().features().contains(wgpu::Features::SUBGROUP) && gpu.device().adapter_info().subgroup_min_size >= 8
+}
+
+/// The product of a stored matrix, whose lanes share what they load of `x`, or not.
+fn matmul_text(shared: bool) -> String {
+    let y = |name: &str, at: &str| if shared { format!("subgroupBroadcast({name}, #u)") } else { format!("x[{at} + #u]") };
+    let four = [("y0", "at.x"), ("y1", "at.y"), ("y2", "at.z"), ("y3", "at.w")].map(|(name, at)| y(name, at)).join(", ");
+    let (argument, lane) = if shared { (", @builtin(subgroup_invocation_id) invocation: u32", "invocation & 7u") } else { ("", "0u") };
+    include_str!("wgsl/matmul.wgsl")
+        .replace("GAIN_ONE", &unrolled(8, &format!("        a0 = fma(w[#], {}, a0);", y("y", "at"))))
+        .replace("GAIN_FOUR", &unrolled(8, &format!("        s = gain(s, w[#], {four});")))
+        .replace("LANE_ARGUMENT", argument)
+        .replace("LANE", lane)
+}
+
+/// A line for each number, in the place of `#`.
+fn unrolled(times: u32, line: &str) -> String {
+    (0..times).map(|i| line.replace('#', &i.to_string())).collect::<Vec<_>>().join("\n")
+}
+
 /// A kernel that computes `value` of element `i`.
 fn each_text(value: &str) -> String {
     let main = "
@@ -472,7 +501,7 @@ fn attend_text(dtype: KvDType, slice: u32) -> String {
         KvDType::F16 => include_str!("wgsl/load_f16.wgsl"),
         KvDType::Q8 => include_str!("wgsl/load_q8.wgsl"),
     };
-    let each = |line: &str| (0..slice).map(|i| line.replace('#', &i.to_string())).collect::<Vec<_>>().join("\n");
+    let each = |line| unrolled(slice, line);
     let kernel = include_str!("wgsl/attend.wgsl")
         .replace("DECLARE", &each("    var o# = vec4<f32>(0.0);"))
         .replace("GAIN", &each("        o# = gained(o#, keep, p, values, slice + #u);"))

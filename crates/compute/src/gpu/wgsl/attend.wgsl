@@ -2,7 +2,6 @@
 // maximum and sum. A masked token takes no part: its neighbour is read in its place, and counts nothing.
 
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>; // (row, head, head_dim / 4)
-@group(0) @binding(3) var<storage, read> kv: array<u32>;
 @group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>; // (row, head, head_dim / 4)
 
 const LEAST = -3.4028234e38;

@@ -1,4 +1,6 @@
+@group(0) @binding(3) var<storage, read> kv: array<vec4<f32>>;
+
+// Elements 4 * i and on of the stored row that begins at a word.
 fn load_four(row: u32, i: u32) -> vec4<f32> {
-    let at = row + 4u * i;
-    return bitcast<vec4<f32>>(vec4<u32>(kv[at], kv[at + 1u], kv[at + 2u], kv[at + 3u]));
+    return kv[row / 4u + i];
 }

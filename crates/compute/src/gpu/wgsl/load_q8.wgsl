@@ -1,3 +1,6 @@
+@group(0) @binding(3) var<storage, read> kv: array<u32>;
+
+// Elements 4 * i and on of the stored row that begins at a word.
 fn load_four(row: u32, i: u32) -> vec4<f32> {
     let scales = unpack2x16float(kv[row + params.head_dim / 4u + i / 16u]);
     let scale = select(scales.x, scales.y, (i & 8u) != 0u);

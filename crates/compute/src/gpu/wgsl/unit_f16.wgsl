@@ -1,10 +1,14 @@
-fn four(at: u32) -> vec4<f32> {
-    return vec4<f32>(unpack2x16float(word(at)), unpack2x16float(word(at + 4u)));
+fn four(w: vec2<u32>) -> vec4<f32> {
+    return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
 }
 
 fn unit(row: u32, u: u32) -> Unit {
     let at = row + u * 64u;
-    return Unit(four(at), four(at + 8u), four(at + 16u), four(at + 24u), four(at + 32u), four(at + 40u), four(at + 48u), four(at + 56u));
+    let a = four_words(at);
+    let b = four_words(at + 16u);
+    let c = four_words(at + 32u);
+    let d = four_words(at + 48u);
+    return Unit(four(a.xy), four(a.zw), four(b.xy), four(b.zw), four(c.xy), four(c.zw), four(d.xy), four(d.zw));
 }
 
 fn one(row: u32, i: u32) -> f32 {

@@ -1,5 +1,5 @@
 fn four(at: u32) -> vec4<f32> {
-    return bitcast<vec4<f32>>(vec4<u32>(word(at), word(at + 4u), word(at + 8u), word(at + 12u)));
+    return bitcast<vec4<f32>>(four_words(at));
 }
 
 fn unit(row: u32, u: u32) -> Unit {

@@ -5,12 +5,9 @@ fn centred(w: u32, d: f32) -> vec4<f32> {
 fn unit(row: u32, u: u32) -> Unit {
     let at = row + u * 18u;
     let d = half(at);
-    let a = word(at + 2u);
-    let b = word(at + 6u);
-    let c = word(at + 10u);
-    let e = word(at + 14u);
+    let q = four_words(at + 2u);
     return Unit(
-        centred(a, d), centred(b, d), centred(c, d), centred(e, d),
-        centred(a >> 4u, d), centred(b >> 4u, d), centred(c >> 4u, d), centred(e >> 4u, d),
+        centred(q.x, d), centred(q.y, d), centred(q.z, d), centred(q.w, d),
+        centred(q.x >> 4u, d), centred(q.y >> 4u, d), centred(q.z >> 4u, d), centred(q.w >> 4u, d),
     );
 }

@@ -5,12 +5,9 @@ fn scaled(w: u32, dm: vec2<f32>) -> vec4<f32> {
 fn unit(row: u32, u: u32) -> Unit {
     let at = row + u * 20u;
     let dm = unpack2x16float(word(at));
-    let a = word(at + 4u);
-    let b = word(at + 8u);
-    let c = word(at + 12u);
-    let e = word(at + 16u);
+    let q = four_words(at + 4u);
     return Unit(
-        scaled(a, dm), scaled(b, dm), scaled(c, dm), scaled(e, dm),
-        scaled(a >> 4u, dm), scaled(b >> 4u, dm), scaled(c >> 4u, dm), scaled(e >> 4u, dm),
+        scaled(q.x, dm), scaled(q.y, dm), scaled(q.z, dm), scaled(q.w, dm),
+        scaled(q.x >> 4u, dm), scaled(q.y >> 4u, dm), scaled(q.z >> 4u, dm), scaled(q.w >> 4u, dm),
     );
 }

@@ -6,10 +6,12 @@ fn unit(row: u32, u: u32) -> Unit {
     let block = row + (u >> 3u) * 144u;
     let j = u & 7u;
     let dm = scale_min(block, j);
-    let q = block + 16u + (j >> 1u) * 32u;
-    let s = (j & 1u) * 4u;
+    let at = block + 16u + (j >> 1u) * 32u;
+    let shift = vec4<u32>((j & 1u) * 4u);
+    let a = four_words(at) >> shift;
+    let b = four_words(at + 16u) >> shift;
     return Unit(
-        scaled(word(q) >> s, dm), scaled(word(q + 4u) >> s, dm), scaled(word(q + 8u) >> s, dm), scaled(word(q + 12u) >> s, dm),
-        scaled(word(q + 16u) >> s, dm), scaled(word(q + 20u) >> s, dm), scaled(word(q + 24u) >> s, dm), scaled(word(q + 28u) >> s, dm),
+        scaled(a.x, dm), scaled(a.y, dm), scaled(a.z, dm), scaled(a.w, dm),
+        scaled(b.x, dm), scaled(b.y, dm), scaled(b.z, dm), scaled(b.w, dm),
     );
 }

@@ -7,13 +7,14 @@ fn unit(row: u32, u: u32) -> Unit {
     let block = row + (u >> 3u) * 176u;
     let j = u & 7u;
     let dm = scale_min(block, j);
-    let h = block + 16u;
-    let q = block + 48u + (j >> 1u) * 32u;
-    let s = (j & 1u) * 4u;
+    let at = block + 48u + (j >> 1u) * 32u;
+    let shift = vec4<u32>((j & 1u) * 4u);
+    let a = four_words(at) >> shift;
+    let b = four_words(at + 16u) >> shift;
+    let c = four_words(block + 16u) >> vec4<u32>(j);
+    let d = four_words(block + 32u) >> vec4<u32>(j);
     return Unit(
-        scaled(word(q) >> s, word(h) >> j, dm), scaled(word(q + 4u) >> s, word(h + 4u) >> j, dm),
-        scaled(word(q + 8u) >> s, word(h + 8u) >> j, dm), scaled(word(q + 12u) >> s, word(h + 12u) >> j, dm),
-        scaled(word(q + 16u) >> s, word(h + 16u) >> j, dm), scaled(word(q + 20u) >> s, word(h + 20u) >> j, dm),
-        scaled(word(q + 24u) >> s, word(h + 24u) >> j, dm), scaled(word(q + 28u) >> s, word(h + 28u) >> j, dm),
+        scaled(a.x, c.x, dm), scaled(a.y, c.y, dm), scaled(a.z, c.z, dm), scaled(a.w, c.w, dm),
+        scaled(b.x, d.x, dm), scaled(b.y, d.y, dm), scaled(b.z, d.z, dm), scaled(b.w, d.w, dm),
     );
 }

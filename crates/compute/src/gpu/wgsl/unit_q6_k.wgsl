@@ -9,14 +9,15 @@ fn unit(row: u32, u: u32) -> Unit {
     let quarter = j & 3u;
     let low = block + (j >> 2u) * 64u + (quarter & 1u) * 32u;
     let high = block + 128u + (j >> 2u) * 32u;
-    let s = (quarter >> 1u) * 4u;
-    let t = quarter * 2u;
+    let shift = vec4<u32>((quarter >> 1u) * 4u);
+    let a = four_words(low) >> shift;
+    let b = four_words(low + 16u) >> shift;
+    let c = four_words(high) >> vec4<u32>(quarter * 2u);
+    let d = four_words(high + 16u) >> vec4<u32>(quarter * 2u);
     // A scale for each sixteen elements.
-    let scales = half(block + 208u) * signed_bytes(short(block + 192u + 2u * j)).xy;
+    let s = half(block + 208u) * signed_bytes(short(block + 192u + 2u * j)).xy;
     return Unit(
-        centred(word(low) >> s, word(high) >> t, scales.x), centred(word(low + 4u) >> s, word(high + 4u) >> t, scales.x),
-        centred(word(low + 8u) >> s, word(high + 8u) >> t, scales.x), centred(word(low + 12u) >> s, word(high + 12u) >> t, scales.x),
-        centred(word(low + 16u) >> s, word(high + 16u) >> t, scales.y), centred(word(low + 20u) >> s, word(high + 20u) >> t, scales.y),
-        centred(word(low + 24u) >> s, word(high + 24u) >> t, scales.y), centred(word(low + 28u) >> s, word(high + 28u) >> t, scales.y),
+        centred(a.x, c.x, s.x), centred(a.y, c.y, s.x), centred(a.z, c.z, s.x), centred(a.w, c.w, s.x),
+        centred(b.x, d.x, s.y), centred(b.y, d.y, s.y), centred(b.z, d.z, s.y), centred(b.w, d.w, s.y),
     );
 }

@@ -1,9 +1,10 @@
 fn unit(row: u32, u: u32) -> Unit {
     let at = row + u * 34u;
     let d = half(at);
-    let q = at + 2u;
+    let a = four_words(at + 2u);
+    let b = four_words(at + 18u);
     return Unit(
-        signed_bytes(word(q)) * d, signed_bytes(word(q + 4u)) * d, signed_bytes(word(q + 8u)) * d, signed_bytes(word(q + 12u)) * d,
-        signed_bytes(word(q + 16u)) * d, signed_bytes(word(q + 20u)) * d, signed_bytes(word(q + 24u)) * d, signed_bytes(word(q + 28u)) * d,
+        signed_bytes(a.x) * d, signed_bytes(a.y) * d, signed_bytes(a.z) * d, signed_bytes(a.w) * d,
+        signed_bytes(b.x) * d, signed_bytes(b.y) * d, signed_bytes(b.z) * d, signed_bytes(b.w) * d,
     );
 }
