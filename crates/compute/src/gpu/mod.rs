@@ -11,6 +11,7 @@
 
 mod device;
 mod error;
+mod guest_kernel;
 mod import;
 #[cfg(target_vendor = "apple")]
 mod import_metal;
@@ -27,5 +28,6 @@ use import_vulkan::Opened;
 
 pub use device::{Gpu, GpuInfo};
 pub use error::GpuError;
+pub use guest_kernel::{GuestBinding, GuestKernel, GuestKernelError, GuestKernelLimits};
 pub use import::Imported;
 pub use kernel::{Binding, Dispatch, Kernel, KernelSource, record};
