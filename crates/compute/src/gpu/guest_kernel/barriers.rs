@@ -5,9 +5,7 @@
 //! apply to counted loops with barriers (`budget.rs`); their iterations count in the static cost instead (`cost.rs`).
 
 use super::GuestKernelError as Error;
-use naga::{
-    Arena, BinaryOperator, Block, Expression, Function, Handle, Literal, LocalVariable, Module, Range, ScalarKind, Statement, TypeInner,
-};
+use naga::{Arena, BinaryOperator, Block, Expression, Function, Handle, Literal, LocalVariable, Module, ScalarKind, Statement, TypeInner};
 use std::collections::HashMap;
 
 /// Iterations that a counted loop with a barrier may have.
@@ -26,8 +24,7 @@ pub(super) struct Counted {
 impl Counted {
     /// The number of iterations of a loop that needs no budget. `function` is none for the entry point.
     pub(super) fn trips(&self, function: Option<Handle<Function>>, body: &Block) -> Option<u64> {
-        let (condition, _) = leave_unless(body)?;
-        self.loops.get(&(function, condition)).copied()
+        self.loops.get(&(function, Header::of(body)?.condition)).copied()
     }
 
     fn has_barrier(&self, block: &Block) -> bool {
@@ -101,11 +98,12 @@ impl<'a> Walk<'a> {
             Statement::If { .. } | Statement::Switch { .. } => Err(self.refused("in a branch")),
             Statement::Loop { body, continuing, break_if } => {
                 let counting = Counting { module: self.module, function: self.function };
-                let count = || if break_if.is_some() { None } else { counting.trips(body, continuing, before) };
-                let (condition, trips) = count().ok_or_else(|| self.refused("in a loop without a constant number of iterations"))?;
-                self.counted.loops.insert((self.handle, condition), trips);
-                // The header's own `break` is the count's: what follows it is straight-line again.
-                let rest = &body[2..];
+                let header = Header::of(body).filter(|_| break_if.is_none());
+                let trips = header.and_then(|header| counting.trips(header, continuing, before));
+                let none = || self.refused("in a loop without a constant number of iterations");
+                let (header, trips) = header.zip(trips).ok_or_else(none)?;
+                self.counted.loops.insert((self.handle, header.condition), trips);
+                let rest = header.rest;
                 for (at, statement) in rest.iter().enumerate() {
                     self.statement(statement, &rest[..at])?;
                     if leaves(statement, Inside::default()) {
@@ -151,34 +149,35 @@ struct Counting<'a> {
 }
 
 impl Counting<'_> {
-    /// The header's condition and the number of iterations.
-    fn trips(&self, body: &Block, continuing: &Block, before: &[Statement]) -> Option<(Handle<Expression>, u64)> {
-        let (condition, read) = leave_unless(body)?;
-        let (compare, counter, bound) = self.counter_and_constant(condition, read)?;
-        let (update, step_read) = last_store(continuing, self.function, counter)?;
-        let (step, stepped, by) = self.counter_and_constant(update, step_read)?;
-        if stepped != counter || self.stores(counter, &self.function.body)? != 1 + self.start_stores(counter, before) {
+    /// The number of iterations, if it is constant and not too large.
+    fn trips(&self, header: Header<'_>, continuing: &Block, before: &[Statement]) -> Option<u64> {
+        let (compare, counter, bound) = self.counter_and_constant(header.condition, header.computed)?;
+        let (computed, &Statement::Store { pointer, value: update }) = computed_before(continuing)? else { return None };
+        let (step, stepped, by) = self.counter_and_constant(update, computed)?;
+        let is_update = self.is(pointer, counter) && stepped == counter && continuing.len() == computed.len() + 1;
+        if !is_update || self.stores(counter, &self.function.body)? != 1 + self.start_stores(counter, before) {
             return None;
         }
         let mut value = self.start(counter, before)?;
         let kind = self.kind(counter)?;
         for trips in 0..=TRIPS_MAX {
             if !compared(compare, value, bound)? {
-                return Some((condition, trips));
+                return Some(trips);
             }
             value = stepped_by(step, kind, value, by)?;
         }
         None
     }
 
-    /// For `counter OP constant`, read and computed in `range`: the operator, the counter and the constant.
+    /// For `counter OP constant`, read and computed anew by `computed`: the operator, the counter and the constant.
     fn counter_and_constant(
         &self,
         expression: Handle<Expression>,
-        range: &Range<Expression>,
+        computed: &[Statement],
     ) -> Option<(BinaryOperator, Handle<LocalVariable>, i64)> {
         let expressions = &self.function.expressions;
-        let fresh = |handle| range.clone().any(|emitted| emitted == handle);
+        let emits = |statement: &Statement, handle| matches!(statement, Statement::Emit(range) if range.clone().any(|each| each == handle));
+        let fresh = |handle| computed.iter().any(|statement| emits(statement, handle));
         let Expression::Binary { op, left, right } = expressions[expression] else { return None };
         let Expression::Load { pointer } = expressions[left] else { return None };
         let Expression::LocalVariable(counter) = expressions[pointer] else { return None };
@@ -249,29 +248,28 @@ impl Counting<'_> {
     }
 }
 
-/// Whether a loop's body begins with `if condition {} else { break; }`: the condition, and what is computed right before.
-fn leave_unless(body: &Block) -> Option<(Handle<Expression>, &Range<Expression>)> {
-    match body.get(..2)? {
-        [Statement::Emit(range), Statement::If { condition, accept, reject }] => {
-            (accept.is_empty() && matches!(reject[..], [Statement::Break])).then_some((*condition, range))
-        }
-        _ => None,
+/// The beginning of a loop whose body starts with `if condition {} else { break; }`, as that of `for` and `while` does.
+#[derive(Clone, Copy)]
+struct Header<'a> {
+    condition: Handle<Expression>,
+    /// What is computed for the condition.
+    computed: &'a [Statement],
+    /// What follows: straight-line code again, since the `break` is the count's own.
+    rest: &'a [Statement],
+}
+
+impl Header<'_> {
+    fn of(body: &Block) -> Option<Header<'_>> {
+        let (computed, Statement::If { condition, accept, reject }) = computed_before(body)? else { return None };
+        let leaves_only = accept.is_empty() && matches!(reject[..], [Statement::Break]);
+        leaves_only.then_some(Header { condition: *condition, computed, rest: &body[computed.len() + 1..] })
     }
 }
 
-/// If the block computes one value and stores it in the counter: that value, and what is computed.
-fn last_store<'a>(
-    block: &'a Block,
-    function: &Function,
-    counter: Handle<LocalVariable>,
-) -> Option<(Handle<Expression>, &'a Range<Expression>)> {
-    match block[..] {
-        [Statement::Emit(ref range), Statement::Store { pointer, value }] => {
-            let stored = matches!(function.expressions[pointer], Expression::LocalVariable(variable) if variable == counter);
-            stored.then_some((value, range))
-        }
-        _ => None,
-    }
+/// What a block computes before it does anything, and the first thing that it does.
+fn computed_before(block: &Block) -> Option<(&[Statement], &Statement)> {
+    let count = block.iter().take_while(|statement| matches!(statement, Statement::Emit(_))).count();
+    Some((&block[..count], block.get(count)?))
 }
 
 fn compared(op: BinaryOperator, value: i64, bound: i64) -> Option<bool> {

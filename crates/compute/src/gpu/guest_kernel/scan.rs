@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn comments_become_blanks_of_the_same_length() {
         for (source, expected) in [
-            ("a // ä (\nb", "a       \nb"),
+            ("a // ä (\nb", "a        \nb"),
             ("a /* /* ) */ \n */ b", "a            \n    b"),
             ("a /*/ b */ c", "a          c"),
             ("a / /**/ / b", "a /      / b"),

@@ -98,6 +98,7 @@ fn no_wgsl_or_more_than_is_offered() {
             ("a NUL", "\0".into()),
             ("recursion", with("fn f() { g(); } fn g() { f(); }", "f();")),
             ("an unknown name", body("out[0] = nothing;")),
+            ("a type too large", with("var<private> x: array<array<u32, 65536>, 65536>;", "out[0] = x[0][0];")),
             ("an atomic as a value", body("let a: atomic<u32> = 1u;")),
             ("a nest of templates", with(&format!("var<private> x: {}u32{};", "array<".repeat(300), ",1>".repeat(300)), "")),
         ],
@@ -113,8 +114,8 @@ fn no_wgsl_or_more_than_is_offered() {
             ("discard", body("discard;")),
             ("a pointer out of its function", with("fn f() -> ptr<function, u32> { var x: u32; return &x; }", "let p = f();")),
             ("a function without an end", with("fn f() -> u32 { loop { } }", "let x = f();")),
-            ("a type too large", with("var<private> x: array<array<u32, 65536>, 65536>;", "out[0] = x[0][0];")),
-            ("a barrier under a condition", body("if out[0] == 1u { workgroupBarrier(); }")),
+            ("a workgroup of zero", format!("{OUT}@compute @workgroup_size(0) fn main() {{}}")),
+            ("a workgroup of 2^32", format!("{OUT}@compute @workgroup_size(65536, 65536) fn main() {{}}")),
         ],
     );
 }
@@ -131,10 +132,7 @@ fn interfaces_that_guests_cannot_have() {
             ("a fragment shader", "@fragment fn main() {}".into()),
         ],
     );
-    refused(
-        |error| matches!(error, E::WorkgroupSize { .. }),
-        &[("257", entry("257")), ("overflow", entry("65536, 65536")), ("too deep", entry("1, 1, 65"))],
-    );
+    refused(|error| matches!(error, E::WorkgroupSize { .. }), &[("257", entry("257")), ("too deep", entry("1, 1, 65"))]);
     let bound = |text: &str| with(text, "");
     refused(
         |error| matches!(error, E::Binding { .. }),
@@ -222,8 +220,7 @@ fn barriers_that_some_invocations_may_miss() {
     ];
     for case in cases {
         let error = check(&with(shared, case)).map(|_| ()).unwrap_err();
-        let by_naga = matches!(&error, E::Invalid { why } if why.contains("uniform"));
-        assert!(by_naga || matches!(error, E::Barrier { .. }), "{case}: {error:?}");
+        assert!(matches!(error, E::Barrier { .. }), "{case}: {error:?}");
     }
 }
 
@@ -265,10 +262,7 @@ fn costs_and_dispatches() {
     let most = u32::try_from(max / (64 * kernel.cost_per_invocation())).unwrap();
     assert_eq!(kernel.admit([most, 1, 1]), Ok(()));
     assert!(matches!(kernel.admit([1, most + 1, 1]), Err(E::DispatchCost { .. })));
-    assert_eq!(
-        kernel.admit([65_535; 3]),
-        Err(E::DispatchCost { cost: u64::MAX.min(64 * 65_535_u64.pow(3).saturating_mul(kernel.cost_per_invocation())), max })
-    );
+    assert_eq!(kernel.admit([65_535; 3]), Err(E::DispatchCost { cost: u64::MAX, max }));
     assert!(matches!(kernel.admit([0, 65_536, 0]), Err(E::Grid { .. })));
     assert_eq!(kernel.admit([0, 1, 1]), Ok(()));
 }
