@@ -22,6 +22,8 @@ const CHECK_COST: u64 = 4;
 struct Figures {
     /// Statements and operations, each once.
     size: u64,
+    /// Loops.
+    loops: u64,
     /// Operations of one run, each loop with a budget counting one iteration.
     cost: u64,
     /// Operations of one iteration of the most expensive loop with a budget.
@@ -37,6 +39,7 @@ impl Figures {
 
     fn add(&mut self, other: Figures) {
         self.size = self.size.saturating_add(other.size);
+        self.loops = self.loops.saturating_add(other.loops);
         self.cost = self.cost.saturating_add(other.cost);
         self.iteration = self.iteration.max(other.iteration);
         self.local_bytes = self.local_bytes.saturating_add(other.local_bytes);
@@ -46,7 +49,7 @@ impl Figures {
 /// The bound on an invocation's cost, for a valid module whose barriers were checked.
 ///
 /// # Errors
-/// If the kernel is too large with its calls inlined, has too many private variables, too large values or a statement that is not offered.
+/// If the kernel is too large or has too many loops with its calls inlined, has too many private variables, too large values or a statement that is not offered.
 pub(super) fn bound(module: &Module, info: &ModuleInfo, counted: &Counted, limits: &GuestKernelLimits) -> Result<u64, Error> {
     let mut callees = Vec::with_capacity(module.functions.len());
     for (handle, function) in module.functions.iter() {
@@ -56,6 +59,7 @@ pub(super) fn bound(module: &Module, info: &ModuleInfo, counted: &Counted, limit
     let function = &module.entry_points[0].function;
     let entry = Walk { module, function, handle: None, info: info.get_entry_point(0), counted, callees: &callees }.function()?;
     at_most("operations with all calls inlined", entry.size, limits.inlined_size_max)?;
+    at_most("loops with all calls inlined", entry.loops, limits.inlined_loops_max)?;
     let private = module.global_variables.iter().filter(|(_, variable)| variable.space == AddressSpace::Private);
     let private_bytes: u64 = private.map(|(_, variable)| bytes(module, &module.types[variable.ty].inner)).sum();
     at_most("bytes of private variables", private_bytes.saturating_add(entry.local_bytes), limits.private_bytes_max)?;
@@ -133,7 +137,7 @@ impl Walk<'_> {
 
     fn looped(&self, body: &Block, continuing: &Block) -> Result<Figures, Error> {
         let mut figures = self.all([body, continuing])?;
-        figures.add(Figures::plain(CHECK_COST));
+        figures.add(Figures { loops: 1, ..Figures::plain(CHECK_COST) });
         match self.counted.trips(self.handle, body) {
             Some(trips) => figures.cost = figures.cost.saturating_mul(trips + 1),
             None => figures.iteration = figures.iteration.max(figures.cost),

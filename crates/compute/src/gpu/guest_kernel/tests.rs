@@ -179,6 +179,8 @@ fn calls_that_double_at_every_level() {
     let doubling: String = (1..40).map(level).collect();
     let source = with(&format!("fn f0() {{ out[0] = 1u; }} {doubling}"), "f39();");
     assert!(matches!(check(&source).unwrap_err(), E::TooMany { count, .. } if count > 1 << 39));
+    let loops = with(&format!("fn f0() {{ loop {{ out[0] += 1u; }} }} {}", (1..6).map(level).collect::<String>()), "f5();");
+    assert_eq!(check(&loops).unwrap_err(), E::TooMany { what: "loops with all calls inlined", count: 32, max: 16 });
     let some: String = (1..8).map(level).collect();
     assert!(check(&with(&format!("fn f0() {{ out[0] = 1u; }} {some}"), "f7();")).is_ok());
 }
