@@ -4,6 +4,7 @@
 //! - `import.rs`: a host region as a GPU buffer without a copy; `import_vulkan.rs` and `import_metal.rs` are the two APIs behind it.
 //! - `kernel.rs`: a kernel compiled from WGSL, and what a step dispatches.
 //! - `plain.rs`: the kernels of a decoder that run on every device; their texts are in `wgsl/`.
+//! - `guest_kernel.rs`: [`GuestKernel`], a kernel that a guest brings, made harmless before it is submitted.
 //!
 //! On *unified* memory (integrated graphics, Apple Silicon, software devices) everything stays in shared regions. On a discrete device
 //! weights and KV live in the device's own memory and the shared window carries tokens, logits and snapshots.
@@ -12,6 +13,7 @@
 
 mod device;
 mod error;
+mod guest_kernel;
 mod import;
 #[cfg(target_vendor = "apple")]
 mod import_metal;
@@ -31,6 +33,7 @@ use import_vulkan::Opened;
 
 pub use device::{Gpu, GpuInfo};
 pub use error::GpuError;
+pub use guest_kernel::{GuestBinding, GuestKernel, GuestKernelError, GuestKernelLimits};
 pub use import::{Imported, Window};
 pub use kernel::{Binding, Dispatch, Kernel, KernelSource, record, show_host};
 pub use plain::{Each, Heads, KvBinding, Plain, Product, RowDispatch, Weight, WeightPart};
