@@ -21,7 +21,7 @@ struct Bench {
 
 /// Words between guards.
 struct Guarded {
-    buffer: wgpu::Buffer,
+    buffer: Buffer,
     len: usize,
 }
 
@@ -36,18 +36,18 @@ impl Bench {
         Bench { gpu: gpu() }
     }
 
-    fn words(&self, words: &[u32]) -> wgpu::Buffer {
+    fn words(&self, words: &[u32]) -> Buffer {
         let buffer = self.gpu.buffer("test", 4 * words.len() as u64).unwrap();
         self.gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(words));
         buffer
     }
 
-    fn floats(&self, x: &[f32]) -> wgpu::Buffer {
+    fn floats(&self, x: &[f32]) -> Buffer {
         self.words(bytemuck::cast_slice(x))
     }
 
     /// Bytes at an offset into a buffer that ends where they end.
-    fn bytes(&self, offset: usize, bytes: &[u8]) -> wgpu::Buffer {
+    fn bytes(&self, offset: usize, bytes: &[u8]) -> Buffer {
         let mut all = vec![0xff; (offset + bytes.len()).next_multiple_of(4)];
         all[offset..][..bytes.len()].copy_from_slice(bytes);
         self.words(&all.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect::<Vec<_>>())
@@ -102,7 +102,7 @@ fn magnitudes(dtype: DType, bytes: &[u8], (n, k): (usize, usize), x: &[f32]) -> 
 }
 
 /// A matrix in two parts, as for a device that binds at most two thirds of it.
-fn two_parts<'a>(bench: &Bench, dtype: DType, (n, k): (u32, u32), buffer: &'a wgpu::Buffer, offset: u64) -> Weight<'a> {
+fn two_parts<'a>(bench: &Bench, dtype: DType, (n, k): (u32, u32), buffer: &'a Buffer, offset: u64) -> Weight<'a> {
     let row_bytes = dtype.bytes_of(k as usize).unwrap() as u64;
     let align = bench.gpu.info().binding_align_bytes;
     let binding_bytes_max = align + 4 + row_bytes * u64::from((2 * n / 3).max(1));
