@@ -239,7 +239,7 @@ fn bad_folders_get_clear_errors() {
         (f().config("rope_scaling", json!(3)), "`rope_scaling` should be an object"),
         (scaling("factor", json!(0)), "`rope_scaling.factor` should be a positive number, but is 0"),
         (scaling("factor", json!(8)), "lacks the key `rope_scaling.original_max_position_embeddings`"),
-        (scaling("original_max_position_embeddings", json!(1e400_f64)), "should be a positive number"),
+        (scaling("original_max_position_embeddings", json!(1e-320)), "should be a positive number"),
         (
             scaling("original_max_position_embeddings", json!(8)).config("bos_token_id", json!(-1)),
             "`bos_token_id` should be a token's number",
