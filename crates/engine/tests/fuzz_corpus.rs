@@ -11,13 +11,15 @@ fn folder(name: &str, target: &str) -> PathBuf {
 
 #[test]
 fn inputs_do_no_harm() {
-    let targets: [(&str, fn(&[u8])); 2] = [("gguf", common::exercise::gguf), ("safetensors", common::exercise::safetensors)];
-    for (target, exercise) in targets {
-        for folder in [folder("seeds", target), folder("corpus", target)] {
-            let Ok(entries) = folder.read_dir() else { continue };
-            for entry in entries {
-                exercise(&std::fs::read(entry.unwrap().path()).unwrap());
-            }
+    replay("gguf", common::exercise::gguf);
+    replay("safetensors", common::exercise::safetensors);
+}
+
+fn replay(target: &str, exercise: fn(&[u8])) {
+    for folder in [folder("seeds", target), folder("corpus", target)] {
+        let Ok(entries) = folder.read_dir() else { continue };
+        for entry in entries {
+            exercise(&std::fs::read(entry.unwrap().path()).unwrap());
         }
     }
 }
