@@ -8,6 +8,7 @@ mod cross;
 mod guests;
 mod interop;
 mod soak;
+mod synth;
 mod test;
 
 use anyhow::{Context, Result, ensure};
@@ -52,6 +53,21 @@ enum Chore {
         #[arg(long)]
         check_if_possible: bool,
     },
+    /// Write a model of a real one's shape with random weights.
+    SynthModel {
+        /// The shape.
+        #[arg(long, value_parser = synth::SHAPES)]
+        shape: String,
+        /// How its weights are stored: bf16 and mlx4 are folders, q8_0 and q4_0 GGUF files.
+        #[arg(long)]
+        format: synth::Format,
+        /// The file or folder to make.
+        #[arg(short, long)]
+        output: PathBuf,
+        /// Of the random numbers; the same seed gives the same weights in every format.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -62,6 +78,7 @@ fn main() -> ExitCode {
         Chore::Apple => cross::apple(),
         Chore::Arm => cross::arm(),
         Chore::Guests { check, check_if_possible: false } => guests::run(check),
+        Chore::SynthModel { shape, format, output, seed } => synth::synth(&shape, format, seed, &output),
         Chore::Guests { check_if_possible: true, .. } => guests::run(true).or_else(pass_without_toolchain),
     };
     match done {

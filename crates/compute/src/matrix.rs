@@ -36,7 +36,7 @@ impl Matrix {
     /// (rows, row_len / 64).
     pub fn grouped(weight: View, scales: View, biases: View) -> Matrix {
         let expected = [weight.shape().rows(), weight.shape().row_len() / GROUP];
-        assert!(weight.dtype() == DType::U4 && weight.shape().row_len() % GROUP == 0, "nibbles in whole groups");
+        assert!(weight.dtype() == DType::U4 && weight.shape().row_len().is_multiple_of(GROUP), "nibbles in whole groups");
         assert!(matches!(scales.dtype(), DType::F32 | DType::F16 | DType::BF16), "scales are floats, not {}", scales.dtype());
         for view in [&scales, &biases] {
             assert!(view.shape().extents() == expected && view.dtype() == scales.dtype(), "a scale and a bias a group");

@@ -1,4 +1,4 @@
-//! The models folder: from the name or path that a user gives to a file that is what it should be.
+//! The models folder: from the name or path that a user gives to a file, or a folder of weights, that is what it should be.
 //!
 //! Files of the catalogue are checked against their sha256 once; a sidecar `FILE.sha256-ok` then says which size and time of change
 //! that held for, so that no later start reads the whole file for it.
@@ -25,7 +25,7 @@ pub struct ModelsFolder {
 pub struct Found {
     /// What actors and snapshots call it.
     pub name: String,
-    /// Its file.
+    /// Its file or folder.
     pub path: PathBuf,
 }
 
@@ -58,10 +58,15 @@ impl ModelsFolder {
             return Ok(Found { name: name_or_path.to_owned(), path: in_folder });
         }
         match fs::canonicalize(name_or_path) {
-            Ok(path) if path.is_file() => Ok(Found { name: path.to_string_lossy().into_owned(), path }),
-            Ok(path) => Err(mistake(format!("{} is no file; give the path of a GGUF file", path.display()))),
+            Ok(path) if path.is_file() || path.join("config.json").is_file() => {
+                Ok(Found { name: path.to_string_lossy().into_owned(), path })
+            }
+            Ok(path) => Err(mistake(format!(
+                "{} is neither a file nor a folder with a `config.json`; give the path of a GGUF file or of such a folder",
+                path.display()
+            ))),
             Err(e) => Err(mistake(format!(
-                "there is no model `{name_or_path}` ({e}); give the path of a GGUF file or a name that `driftwood models` lists"
+                "there is no model `{name_or_path}` ({e}); give the path of a GGUF file or of a Hugging Face folder, or a name that `driftwood models` lists"
             ))),
         }
     }

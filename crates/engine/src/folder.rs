@@ -17,12 +17,15 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
+/// A JSON object.
+type Object = Map<String, Value>;
+
 /// A mapped folder.
 #[derive(Debug)]
 pub(crate) struct Folder {
-    config: Map<String, Value>,
+    config: Object,
     tokenizer: View,
-    tokenizer_config: Map<String, Value>, // empty where there is none
+    tokenizer_config: Object, // empty where there is none
     template: Option<View>,               // UTF-8
     tensors: Tensors,                     // under their own names
     files: Vec<View>,
@@ -46,7 +49,7 @@ impl Folder {
         };
         let tokenizer_config = match optional("tokenizer_config.json")? {
             Some(file) => object("tokenizer_config.json", &file)?,
-            None => Map::new(),
+            None => Object::new(),
         };
         let template = optional("chat_template.jinja")?;
         if template.as_ref().is_some_and(|t| std::str::from_utf8(t.bytes()).is_err()) {
@@ -82,14 +85,14 @@ impl Folder {
     }
 
     /// A number of RoPE's scaling, positive.
-    fn scaling(&self, scaling: &Map<String, Value>, name: &str) -> Result<f64, Error> {
+    fn scaling(&self, scaling: &Object, name: &str) -> Result<f64, Error> {
         let key = || format!("rope_scaling.{name}");
         let value = scaling.get(name).ok_or_else(|| Error::KeyMissing { key: key() })?;
         value.as_f64().filter(|x| x.is_normal() && *x > 0.0).ok_or_else(|| wrong_type(&key(), "a positive number", value))
     }
 
     /// How RoPE is scaled: its name, and the object that holds the numbers.
-    fn rope_scaling(&self) -> Result<Option<(&str, &Map<String, Value>)>, Error> {
+    fn rope_scaling(&self) -> Result<Option<(&str, &Object)>, Error> {
         let Some(value) = ["rope_scaling", "rope_parameters"].into_iter().find_map(|k| self.config.get(k).filter(|v| !v.is_null())) else {
             return Ok(None);
         };
@@ -210,7 +213,7 @@ impl Source for Folder {
 }
 
 /// Refuses what no family here computes.
-fn check(config: &Map<String, Value>) -> Result<(), Error> {
+fn check(config: &Object) -> Result<(), Error> {
     let unsupported = |what, got: &Value, supported: &str| {
         let got = got.as_str().map_or_else(|| got.to_string(), str::to_owned);
         Err(Error::Unsupported { what, got: printable(&got), supported: supported.to_owned() })
@@ -241,7 +244,7 @@ fn check(config: &Map<String, Value>) -> Result<(), Error> {
 /// MLX's three tensors as one matrix.
 fn grouped(name: &str, words: &View, scales: &View, biases: &View) -> Result<Matrix, Error> {
     let &[rows, row_words] = words.shape().extents() else { return Err(wrong_shape(name, words, "a matrix")) };
-    let shape = row_words.checked_mul(8).and_then(|len| Shape::new(&[rows, len])).filter(|s| s.row_len() % Matrix::GROUP == 0);
+    let shape = row_words.checked_mul(8).and_then(|len| Shape::new(&[rows, len])).filter(|s| s.row_len().is_multiple_of(Matrix::GROUP));
     let shape = shape.ok_or_else(|| wrong_shape(name, words, "words of whole groups of 64"))?;
     for view in [scales, biases] {
         let floats = matches!(view.dtype(), DType::F32 | DType::F16 | DType::BF16) && view.dtype() == scales.dtype();
@@ -305,7 +308,7 @@ fn check_json_size(name: &str, file: &View) -> Result<(), Error> {
     }
 }
 
-fn object(name: &str, file: &View) -> Result<Map<String, Value>, Error> {
+fn object(name: &str, file: &View) -> Result<Object, Error> {
     check_json_size(name, file)?;
     serde_json::from_slice(file.bytes()).map_err(|e| Error::Malformed { why: format!("{name} is not understood: {e}") })
 }

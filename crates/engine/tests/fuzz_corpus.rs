@@ -1,20 +1,25 @@
-//! Replays the fuzz target of GGUF on stable: the seeds in the repository, and a corpus where fuzzing has left one.
+//! Replays the fuzz targets of model files on stable: the seeds in the repository, and a corpus where fuzzing has left one.
 
 mod common;
 
 use common::{GgufBuilder, tiny_bpe, tiny_spm};
 use std::path::{Path, PathBuf};
 
-fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz").join(name).join("gguf")
+fn folder(name: &str, target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz").join(name).join(target)
 }
 
 #[test]
-fn gguf_inputs_do_no_harm() {
-    for folder in [folder("seeds"), folder("corpus")] {
+fn inputs_do_no_harm() {
+    replay("gguf", common::exercise::gguf);
+    replay("safetensors", common::exercise::safetensors);
+}
+
+fn replay(target: &str, exercise: fn(&[u8])) {
+    for folder in [folder("seeds", target), folder("corpus", target)] {
         let Ok(entries) = folder.read_dir() else { continue };
         for entry in entries {
-            common::exercise::gguf(&std::fs::read(entry.unwrap().path()).unwrap());
+            exercise(&std::fs::read(entry.unwrap().path()).unwrap());
         }
     }
 }
@@ -44,11 +49,11 @@ fn seeds() -> [(&'static str, GgufBuilder); 4] {
 #[test]
 fn seeds_are_valid_and_up_to_date() {
     for (name, builder) in seeds() {
-        let (path, bytes) = (folder("seeds").join(format!("{name}.gguf")), builder.build());
+        let (path, bytes) = (folder("seeds", "gguf").join(format!("{name}.gguf")), builder.build());
         builder.parse().unwrap();
         assert!(bytes.len() < 10_000, "{name} has {} bytes", bytes.len());
         if std::env::var_os("DRIFTWOOD_WRITE_SEEDS").is_some() {
-            std::fs::create_dir_all(folder("seeds")).unwrap();
+            std::fs::create_dir_all(folder("seeds", "gguf")).unwrap();
             std::fs::write(&path, &bytes).unwrap();
         }
         assert!(std::fs::read(&path).ok() == Some(bytes), "{} is stale: run with DRIFTWOOD_WRITE_SEEDS=1", path.display());

@@ -48,7 +48,7 @@ actor spawn bob --guest my_actor.wasm --set temperature=0.2 --set max_tokens=64"
 pub struct SpawnArgs {
     /// The actor's name: a-z, 0-9, '-', '_' and '.'
     name: String,
-    /// A name that `driftwood models` lists, or the path of a GGUF file
+    /// A name that `driftwood models` lists, or the path of a GGUF file or a Hugging Face folder
     #[arg(long, default_value = catalogue::DEFAULT)]
     model: String,
     /// A Wasm module, or a guest in this program: chat, echo, judge, matmul

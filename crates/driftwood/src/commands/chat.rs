@@ -43,7 +43,7 @@ pub struct ChatArgs {
     /// The actor to talk to; made if it is not there
     #[arg(default_value = "default")]
     name: String,
-    /// A name that `driftwood models` lists, or the path of a GGUF file [default: smollm2-135m]
+    /// A name that `driftwood models` lists, or the path of a GGUF file or a Hugging Face folder [default: smollm2-135m]
     #[arg(long)]
     model: Option<String>,
     /// A Wasm module, or a guest in this program, for a new actor [default: chat]

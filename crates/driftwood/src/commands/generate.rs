@@ -29,7 +29,7 @@ a JSON array of {\"role\",\"content\"}, rendered by the model's template (a --pr
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct GenerateArgs {
-    /// A name that `driftwood models` lists, or the path of a GGUF file
+    /// A name that `driftwood models` lists, or the path of a GGUF file or a Hugging Face folder
     #[arg(long, default_value = catalogue::DEFAULT)]
     model: String,
     #[command(flatten)]

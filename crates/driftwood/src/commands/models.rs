@@ -14,7 +14,7 @@ Examples:
   driftwood models
   driftwood models --json
 
-`--model` takes a name of this list or the path of a GGUF file, everywhere.";
+`--model` takes a name of this list or the path of a GGUF file or a Hugging Face folder, everywhere.";
 
 /// Flags of `models`.
 #[derive(Args, Debug)]

@@ -32,7 +32,7 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct PerplexityArgs {
-    /// A name that `driftwood models` lists, or the path of a GGUF file
+    /// A name that `driftwood models` lists, or the path of a GGUF file or a Hugging Face folder
     #[arg(long, default_value = catalogue::DEFAULT)]
     model: String,
     /// The text

@@ -24,7 +24,7 @@ pub struct RunArgs {
     /// The message
     #[arg(default_value = "")]
     message: String,
-    /// A name that `driftwood models` lists, or the path of a GGUF file
+    /// A name that `driftwood models` lists, or the path of a GGUF file or a Hugging Face folder
     #[arg(long, default_value = catalogue::DEFAULT)]
     model: String,
     /// A setting for the guest, such as temperature=0 (may be given several times)

@@ -1,4 +1,4 @@
-//! What the fuzz target of GGUF does with its input, shared with the test that replays the corpus.
+//! What the fuzz targets of model files do with their input, shared with the tests that replay the corpus.
 
 use driftwood_engine::gguf::GgufFile;
 use driftwood_engine::template::{ChatTemplate, Message};
@@ -28,6 +28,19 @@ pub fn gguf(data: &[u8]) {
         [Message::new("system", "be brief"), Message::new("user", "hi"), Message::new("assistant", "ho"), Message::new("user", "?")];
     if let Ok(text) = template.render(&messages, true) {
         tokenizer.encode_rendered(&text[..text.floor_char_boundary(4096)]);
+    }
+}
+
+/// Parses `data` as a safetensors file: an error, or tensors that lie in it and apart.
+pub fn safetensors(data: &[u8]) {
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    file.write_all(data).expect("room in it");
+    let Ok(region) = Region::map_file(&file) else { return };
+    let Ok(tensors) = driftwood_engine::safetensors::parse(&Arc::new(region)) else { return };
+    assert!(tensors.values().map(|view| view.bytes().len()).sum::<usize>() <= data.len());
+    for view in tensors.values() {
+        assert!(view.shape().rows() == 0 || view.row(view.shape().rows() - 1).len() == view.row_bytes());
+        let _ = view.bytes().iter().map(|byte| u64::from(*byte)).sum::<u64>();
     }
 }
 

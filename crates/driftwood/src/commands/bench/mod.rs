@@ -35,7 +35,7 @@ pub enum BenchCommand {
 /// Flags of all benches.
 #[derive(Args, Debug)]
 pub struct Common {
-    /// A name that `driftwood models` lists, or the path of a GGUF file
+    /// A name that `driftwood models` lists, or the path of a GGUF file or a Hugging Face folder
     #[arg(long, default_value = catalogue::DEFAULT)]
     model: String,
     /// The text whose first tokens are the prompt [default: a text of our own, repeated]
