@@ -3,6 +3,7 @@
 //! - `device.rs`: [`Gpu`], an opened device: what it offers, buffers, kernels, submission, loss.
 //! - `import.rs`: a host region as a GPU buffer without a copy; `import_vulkan.rs` and `import_metal.rs` are the two APIs behind it.
 //! - `kernel.rs`: a kernel compiled from WGSL, and what a step dispatches.
+//! - `gemm.rs`: a plain product of f32 matrices, for guests and for `doctor.rs`, which measures what a machine can share.
 //!
 //! On *unified* memory (integrated graphics, Apple Silicon, software devices) everything stays in shared regions. On a discrete device
 //! weights and KV live in the device's own memory and the shared window carries tokens, logits and snapshots.
@@ -11,6 +12,7 @@
 
 mod device;
 mod error;
+mod gemm;
 mod import;
 #[cfg(target_vendor = "apple")]
 mod import_metal;
@@ -18,7 +20,7 @@ mod import_metal;
 mod import_vulkan;
 mod kernel;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 #[cfg(target_vendor = "apple")]
 use import_metal::Opened;
@@ -27,5 +29,6 @@ use import_vulkan::Opened;
 
 pub use device::{Gpu, GpuInfo};
 pub use error::GpuError;
+pub use gemm::{GemmRanges, GemmShape};
 pub use import::Imported;
 pub use kernel::{Binding, Dispatch, Kernel, KernelSource, record};
