@@ -2,6 +2,7 @@
 
 use crate::Error;
 use driftwood_compute::Cpu;
+use driftwood_compute::gpu::Gpu;
 use driftwood_engine::Model;
 use driftwood_snapshot::Hash;
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ pub type ModelResolver = Box<dyn Fn(&str) -> Result<PathBuf, String> + Send>;
 /// What guests and the host share: a device, and models by name.
 pub(crate) struct Models {
     device: Arc<Cpu>,
+    gpu: Mutex<Option<Arc<Gpu>>>,
     resolver: Mutex<ModelResolver>,
     open: Mutex<BTreeMap<String, Arc<Model>>>,
     vocabularies: Mutex<BTreeMap<String, Hash>>,
@@ -21,11 +23,20 @@ pub(crate) struct Models {
 
 impl Models {
     pub(crate) fn new(device: Arc<Cpu>, resolver: ModelResolver) -> Models {
-        Models { device, resolver: Mutex::new(resolver), open: Mutex::default(), vocabularies: Mutex::default() }
+        Models { device, gpu: Mutex::default(), resolver: Mutex::new(resolver), open: Mutex::default(), vocabularies: Mutex::default() }
     }
 
     pub(crate) fn device(&self) -> &Cpu {
         &self.device
+    }
+
+    /// What products of guests are computed on, if it is not the processor.
+    pub(crate) fn gpu(&self) -> Option<Arc<Gpu>> {
+        self.gpu.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_gpu(&self, gpu: Arc<Gpu>) {
+        *self.gpu.lock().unwrap_or_else(PoisonError::into_inner) = Some(gpu);
     }
 
     pub(crate) fn get(&self, name: &str) -> Result<Arc<Model>, Error> {
