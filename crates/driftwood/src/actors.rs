@@ -8,8 +8,10 @@ use anyhow::{Context, Result};
 use driftwood_actor::{
     ActorFolder, Event, Exactness, Host, HostOptions, Limits, LogLevel, Message, Outcome, SpawnSpec, StateFolder, ThawOptions, ThawReport,
 };
+use driftwood_compute::Cpu;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A host and the folder where its actors are kept.
 pub struct Stage {
@@ -97,9 +99,26 @@ pub fn open_state(globals: &Globals) -> Result<StateFolder> {
 /// # Errors
 /// If the device is not there.
 pub fn host(globals: &Globals) -> Result<Host> {
+    host_on(globals.device.open()?)
+}
+
+/// A host that computes guests' matrix products on the GPU, if the flags say so. Models run on the processor.
+///
+/// # Errors
+/// If the device is not there.
+pub fn host_with_gpu(globals: &Globals) -> Result<Host> {
+    let gpu = globals.device.gpu()?;
+    let mut host = host_on(globals.device.cpu()?)?;
+    if let Some(gpu) = gpu {
+        host.set_gpu(gpu);
+    }
+    Ok(host)
+}
+
+fn host_on(device: Arc<Cpu>) -> Result<Host> {
     let folder = ModelsFolder::of_environment()?;
     let models = Box::new(move |name: &str| folder.find(name).map(|found| found.path).map_err(|why| message(&why)));
-    Ok(Host::new(HostOptions { device: globals.device.open()?, models })?)
+    Ok(Host::new(HostOptions { device, models })?)
 }
 
 /// What the host needs to know to spawn an actor.

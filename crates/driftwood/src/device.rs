@@ -3,6 +3,7 @@
 use crate::failure::mistake;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use driftwood_compute::gpu::Gpu;
 use driftwood_compute::{Arithmetic, Cpu, KvDType, Simd};
 use std::sync::Arc;
 
@@ -21,6 +22,9 @@ pub struct DeviceArgs {
     /// Where to compute
     #[arg(long, global = true, value_enum, default_value = "cpu", help_heading = "Device")]
     pub device: DeviceKind,
+    /// Part of the name of the GPU to use [default: the best]
+    #[arg(long, global = true, value_name = "TEXT", help_heading = "Device")]
+    pub device_name: Option<String>,
     /// Threads to compute with [default: all cores]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Device")]
     pub threads: Option<u16>,
@@ -32,8 +36,13 @@ pub struct DeviceArgs {
     pub exact: bool,
 }
 
+/// A small device for what computes next to nothing.
+pub fn one_thread() -> Arc<Cpu> {
+    Arc::new(Cpu::new(1, Simd::detect(), Arithmetic::Fast))
+}
+
 impl DeviceArgs {
-    /// The device.
+    /// The device of models.
     ///
     /// # Errors
     /// If this machine or this build does not have it.
@@ -41,6 +50,23 @@ impl DeviceArgs {
         if self.device == DeviceKind::Gpu {
             return Err(mistake("this build has no GPU backend yet; run without --device, or with --device cpu"));
         }
+        self.cpu()
+    }
+
+    /// The GPU of guests' matrix products, if one was asked for.
+    ///
+    /// # Errors
+    /// If this machine does not have it.
+    pub fn gpu(&self) -> Result<Option<Arc<Gpu>>> {
+        let asked = self.device == DeviceKind::Gpu;
+        Ok(asked.then(|| Gpu::open(self.device_name.as_deref())).transpose()?)
+    }
+
+    /// The processor, with the threads and instructions that were asked for.
+    ///
+    /// # Errors
+    /// If this machine lacks the instructions.
+    pub fn cpu(&self) -> Result<Arc<Cpu>> {
         let simd = self.simd.unwrap_or_else(Simd::detect);
         if !simd.is_available() {
             let available: Vec<String> = Simd::available().iter().map(Simd::to_string).collect();

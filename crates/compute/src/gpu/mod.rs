@@ -8,9 +8,10 @@
 //! On *unified* memory (integrated graphics, Apple Silicon, software devices) everything stays in shared regions. On a discrete device
 //! weights and KV live in the device's own memory and the shared window carries tokens, logits and snapshots.
 //!
-//! Files with `unsafe`: `device.rs`, `import_vulkan.rs`, `import_metal.rs`, `kernel.rs`.
+//! Files with `unsafe`: `device.rs`, `doctor.rs`, `import_vulkan.rs`, `import_metal.rs`, `kernel.rs`.
 
 mod device;
+pub mod doctor;
 mod error;
 mod gemm;
 mod import;
