@@ -7,6 +7,7 @@ use crate::abi::Refused;
 use crate::limits::{LOG_LINE_BYTES_MAX, Limits};
 use crate::models::Models;
 use crate::parked::Slot;
+use crate::products::ComputeReport;
 use crate::random::Random;
 use crate::sessions::Sessions;
 use crate::{Error, LogLevel};
@@ -52,6 +53,8 @@ pub(crate) struct Desk {
     pub slot: Slot,
     /// Where tokens are sampled from: (vocabulary). Grown once.
     pub logits: Vec<f32>,
+    /// Where its matrix products were computed.
+    pub products: ComputeReport,
 }
 
 /// A desk as its two users hold it.

@@ -7,12 +7,14 @@ use crate::instance::Instance;
 use crate::limits::{ACTORS_MAX, Limits};
 use crate::models::{ModelResolver, Models};
 use crate::parked::Slot;
+use crate::products::ComputeReport;
 use crate::random::Random;
 use crate::runtime::Runtime;
 use crate::sessions::Sessions;
 use crate::state::valid_name;
 use crate::{Error, Event, Message, Outcome};
 use driftwood_compute::KvDType;
+use driftwood_compute::gpu::Gpu;
 use driftwood_engine::{Batch, Device, Model};
 use driftwood_snapshot::{Hash, Identity};
 use std::collections::BTreeMap;
@@ -78,6 +80,17 @@ pub struct SessionInfo {
     pub kv_shared_bytes: usize,
 }
 
+/// Bytes in an actor's linear memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundInMemory {
+    /// Where they begin.
+    pub address: usize,
+    /// Where the region begins that is the linear memory.
+    pub region_address: usize,
+    /// Bytes of it that are open: the size of the linear memory.
+    pub region_bytes: usize,
+}
+
 /// Owns models and actors. Every method runs on the caller's thread and returns when its work is done.
 pub struct Host {
     pub(crate) actors: BTreeMap<String, Actor>,
@@ -101,6 +114,12 @@ impl Host {
             interrupt: Interrupt::default(),
             runtime: Arc::new(Runtime::new()?),
         })
+    }
+
+    /// Has matrix products of guests computed on a GPU from now on, in the guests' own memory where it can be shared. After the GPU was
+    /// lost, give it another.
+    pub fn set_gpu(&mut self, gpu: Arc<Gpu>) {
+        self.models.set_gpu(gpu);
     }
 
     /// A model by name, opened when first asked for.
@@ -213,6 +232,33 @@ impl Host {
         })
     }
 
+    /// Where an actor's matrix products were computed.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn compute_report(&self, name: &str) -> Result<ComputeReport, Error> {
+        let actor = self.actors.get(name).ok_or_else(|| no_such(name))?;
+        Ok(lock(&actor.desk).products.clone())
+    }
+
+    /// The address at which bytes lie in an actor's linear memory and, with it, the region that the memory is. `None` if they are not
+    /// there or the actor is not awake. This is how `doctor` shows that a guest's memory is a region of ours.
+    ///
+    /// # Errors
+    /// If there is no actor of that name.
+    pub fn find_in_memory(&self, name: &str, bytes: &[u8]) -> Result<Option<FoundInMemory>, Error> {
+        let actor = self.actors.get(name).ok_or_else(|| no_such(name))?;
+        let Body::Awake(instance) = &actor.body else { return Ok(None) };
+        let memory = instance.memory();
+        let offset = memory.windows(bytes.len().max(1)).position(|window| window == bytes);
+        let region = self.runtime.memories.region_at(memory.as_ptr());
+        Ok(offset.zip(region).map(|(offset, region)| FoundInMemory {
+            address: memory.as_ptr() as usize + offset,
+            region_address: region.base().as_ptr() as usize,
+            region_bytes: region.open_bytes(),
+        }))
+    }
+
     /// A hash of everything that a message may change and a snapshot holds, but the bytes of KV: equal before a message that failed and
     /// after it, and for an actor and its thawed self.
     ///
@@ -264,6 +310,7 @@ impl Host {
             turn: None,
             slot: Slot::default(),
             logits: Vec::new(),
+            products: ComputeReport::default(),
         }))
     }
 

@@ -3,6 +3,7 @@
 use crate::abi::{self, Refused};
 use crate::desk::SharedDesk;
 use crate::limits::{Limits, TABLE_ELEMENTS_MAX, TICKS_BEFORE_YIELD};
+use crate::products::Share;
 use crate::runtime::{Compiled, Runtime, block_on};
 use crate::{Error, instrument::Life};
 use driftwood_region::Region;
@@ -18,6 +19,8 @@ pub(crate) struct Guest {
     pub desk: SharedDesk,
     pub memory: Option<Memory>,
     region: Option<Arc<Region>>,
+    /// The same region as the GPU has it.
+    pub share: Option<Share>,
     growth: Growth,
 }
 
@@ -222,7 +225,7 @@ fn check_memory(asked_bytes: usize, limits: &Limits) -> Result<(), Error> {
 
 fn new_store(runtime: &Runtime, desk: &SharedDesk, limits: &Limits) -> Result<Store<Guest>, Error> {
     let growth = Growth { limit_bytes: limits.memory_bytes, refused_bytes: None };
-    let mut store = Store::new(&runtime.engine, Guest { desk: desk.clone(), memory: None, region: None, growth });
+    let mut store = Store::new(&runtime.engine, Guest { desk: desk.clone(), memory: None, region: None, share: None, growth });
     store.limiter(|guest| &mut guest.growth);
     store.epoch_deadline_async_yield_and_update(TICKS_BEFORE_YIELD);
     store.set_fuel(limits.fuel).map_err(Error::host("fuel a guest"))?;

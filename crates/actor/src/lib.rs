@@ -10,7 +10,7 @@
 //! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing.
 //! - `delivery.rs` is the step loop, `actor.rs` the transaction, `parked.rs` where a waiting guest and a step meet.
 //! - `calls/` are the host functions, `abi.rs` their types, `memory.rs` the border at which a guest's numbers are checked, `desk.rs` and
-//!   `sessions.rs` what they work on.
+//!   `sessions.rs` what they work on, `products.rs` where a guest's matrix products are computed.
 //! - `admit.rs` and `instrument.rs` decide about modules, `runtime.rs`, `instance.rs` and `linear.rs` are Wasmtime's side.
 //!
 //! Files with `unsafe`: `linear.rs`, `parked.rs`. What is absent: this crate knows no terminal and no HTTP, and no thread of its own runs
@@ -36,6 +36,7 @@ mod message;
 mod models;
 #[allow(unsafe_code)] // the window on a parked guest's memory
 mod parked;
+mod products;
 mod random;
 mod rest;
 mod runtime;
@@ -46,9 +47,10 @@ pub use admit::{Refusal, admit};
 pub use desk::Interrupt;
 pub use driftwood_snapshot::{ActorId, Existing, Hash, Identity};
 pub use error::Error;
-pub use host::{ActorInfo, Host, HostOptions, SessionInfo, SpawnSpec};
+pub use host::{ActorInfo, FoundInMemory, Host, HostOptions, SessionInfo, SpawnSpec};
 pub use limits::Limits;
 pub use message::{Event, LogLevel, Message, Outcome, Timings};
 pub use models::ModelResolver;
+pub use products::{ComputeReport, GpuPath, SharedAddresses};
 pub use rest::{Exactness, FreezeReport, IdentityRule, ThawOptions, ThawReport};
 pub use state::{ActorFolder, Listed, StateFolder, valid_name};

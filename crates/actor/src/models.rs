@@ -2,6 +2,7 @@
 
 use crate::Error;
 use driftwood_compute::Cpu;
+use driftwood_compute::gpu::Gpu;
 use driftwood_engine::{Device, Model};
 use driftwood_snapshot::Hash;
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ pub type ModelResolver = Box<dyn Fn(&str) -> Result<PathBuf, String> + Send>;
 /// What guests and the host share: a device, and models by name.
 pub(crate) struct Models {
     device: Device,
+    gpu: Mutex<Option<Arc<Gpu>>>,
     resolver: Mutex<ModelResolver>,
     open: Mutex<BTreeMap<String, Arc<Model>>>,
     vocabularies: Mutex<BTreeMap<String, Hash>>,
@@ -21,11 +23,21 @@ pub(crate) struct Models {
 
 impl Models {
     pub(crate) fn new(device: Device, resolver: ModelResolver) -> Models {
-        Models { device, resolver: Mutex::new(resolver), open: Mutex::default(), vocabularies: Mutex::default() }
+        let gpu = Mutex::new(device.gpu.clone());
+        Models { device, gpu, resolver: Mutex::new(resolver), open: Mutex::default(), vocabularies: Mutex::default() }
     }
 
     pub(crate) fn device(&self) -> &Cpu {
         &self.device.cpu
+    }
+
+    /// What products of guests are computed on, if it is not the processor.
+    pub(crate) fn gpu(&self) -> Option<Arc<Gpu>> {
+        self.gpu.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_gpu(&self, gpu: Arc<Gpu>) {
+        *self.gpu.lock().unwrap_or_else(PoisonError::into_inner) = Some(gpu);
     }
 
     pub(crate) fn get(&self, name: &str) -> Result<Arc<Model>, Error> {

@@ -5,6 +5,7 @@ mod common;
 mod tiny;
 
 use driftwood_actor::{Error, Exactness, Existing, Host, ThawOptions};
+use driftwood_compute::gpu::Gpu;
 use tiny::{CONTEXT, Script, VOCABULARY, host, limits, spawn_caller};
 
 const OUT_OF_BOUNDS: i32 = -1;
@@ -113,7 +114,17 @@ fn table(p: &Places) -> Vec<(&'static str, Vec<u32>, i32)> {
 
 #[test]
 fn bad_calls_answer_their_errors() {
+    check_table(host(1));
+}
+
+#[test]
+fn with_a_gpu_bad_calls_answer_the_same() {
     let mut host = host(1);
+    host.set_gpu(Gpu::open(None).expect("this test needs a Vulkan driver: apt install mesa-vulkan-drivers"));
+    check_table(host);
+}
+
+fn check_table(mut host: Host) {
     spawn_caller(&mut host, "a");
     let mut script = Script::default();
     let cases = table(&setting_up(&mut script));

@@ -97,9 +97,10 @@ pub fn open_state(globals: &Globals) -> Result<StateFolder> {
 /// # Errors
 /// If the device is not there.
 pub fn host(globals: &Globals) -> Result<Host> {
+    let device = globals.device.open()?;
     let folder = ModelsFolder::of_environment()?;
     let models = Box::new(move |name: &str| folder.find(name).map(|found| found.path).map_err(|why| message(&why)));
-    Ok(Host::new(HostOptions { device: globals.device.open()?, models })?)
+    Ok(Host::new(HostOptions { device, models })?)
 }
 
 /// What the host needs to know to spawn an actor.

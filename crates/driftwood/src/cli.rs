@@ -1,6 +1,6 @@
 //! The grammar of the command line. Each command's own flags stand in its file under `commands/`.
 
-use crate::commands::{actor, bench, chat, completions, freeze, generate, inspect, models, perplexity, pull, run, thaw};
+use crate::commands::{actor, bench, chat, completions, doctor, freeze, generate, inspect, models, perplexity, pull, run, thaw};
 use crate::device::DeviceArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -78,6 +78,8 @@ pub enum Command {
     /// Measure decoding, snapshots and the cost of the sandbox's border
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Check what this machine shares between guests and the GPU, link by link
+    Doctor(doctor::DoctorArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }

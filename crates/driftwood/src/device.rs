@@ -23,6 +23,9 @@ pub struct DeviceArgs {
     /// Where to compute
     #[arg(long, global = true, value_enum, default_value = "cpu", help_heading = "Device")]
     pub device: DeviceKind,
+    /// Part of the name of the GPU to use [default: the best]
+    #[arg(long, global = true, value_name = "TEXT", help_heading = "Device")]
+    pub device_name: Option<String>,
     /// Threads to compute with [default: all cores]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Device")]
     pub threads: Option<u16>,
@@ -34,8 +37,13 @@ pub struct DeviceArgs {
     pub exact: bool,
 }
 
+/// A small device for what computes next to nothing.
+pub fn one_thread() -> Arc<Cpu> {
+    Arc::new(Cpu::new(1, Simd::detect(), Arithmetic::Fast))
+}
+
 impl DeviceArgs {
-    /// The device.
+    /// The device of models.
     ///
     /// # Errors
     /// If this machine or this build does not have it.
@@ -48,7 +56,7 @@ impl DeviceArgs {
         let arithmetic = if self.exact { Arithmetic::Exact } else { Arithmetic::Fast };
         let gpu = match self.device {
             DeviceKind::Cpu => None,
-            DeviceKind::Gpu => Some(Gpu::open(None)?),
+            DeviceKind::Gpu => Some(Gpu::open(self.device_name.as_deref())?),
         };
         Ok(Device { cpu: Arc::new(Cpu::new(self.threads(), simd, arithmetic)), gpu })
     }

@@ -46,13 +46,22 @@ fn with_desk<R>(
     let Some(memory) = caller.data().memory else { return Ok(Err(NO_MESSAGE)) };
     let most = TEXT_BYTE_FUEL * memory.data_size(&*caller) as u64; // a wild length is refused for what it is, not for its cost
     charge(caller, fuel.min(most))?;
+    Ok(on_desk(caller, call))
+}
+
+/// As [`with_desk`], for a part of a call that is paid for.
+fn on_desk<R>(
+    caller: &mut Caller<'_, Guest>,
+    call: impl FnOnce(&mut GuestMemory<'_>, &mut Desk) -> Result<R, Refused>,
+) -> Result<R, Refused> {
+    let memory = caller.data().memory.ok_or(NO_MESSAGE)?;
     let (bytes, guest) = memory.data_and_store_mut(caller.as_context_mut());
     let desk = guest.desk.clone();
     let mut desk = lock(&desk);
     if desk.turn.is_none() {
-        return Ok(Err(NO_MESSAGE));
+        return Err(NO_MESSAGE);
     }
-    Ok(call(&mut GuestMemory::new(bytes), &mut desk))
+    call(&mut GuestMemory::new(bytes), &mut desk)
 }
 
 /// What every call answers from `start` and `_initialize`, so that an actor's birth is the same wherever it happens.

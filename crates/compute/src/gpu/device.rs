@@ -291,12 +291,11 @@ fn describe(adapter: &wgpu::Adapter, opened: &super::Opened) -> GpuInfo {
             && p.ab_type == wgpu::CooperativeScalarType::F16
             && p.cr_type == wgpu::CooperativeScalarType::F32
     };
-    let software = info.device_type == wgpu::DeviceType::Cpu;
     GpuInfo {
         driver: format!("{} {}", info.driver, info.driver_info),
         api: if info.backend == wgpu::Backend::Metal { "metal" } else { "vulkan" },
-        unified: software || info.device_type == wgpu::DeviceType::IntegratedGpu,
-        software,
+        unified: opened.unified,
+        software: info.device_type == wgpu::DeviceType::Cpu,
         cooperative: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SHADER_F16)
             && adapter.cooperative_matrix_properties().iter().any(tile),
         f16: features.contains(Features::SHADER_F16),

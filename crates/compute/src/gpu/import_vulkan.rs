@@ -20,6 +20,8 @@ pub(super) struct Opened {
     pub(super) queue: wgpu::Queue,
     /// 0 where host memory cannot be shared.
     pub(super) import_align_bytes: u64,
+    /// Whether the device computes in the host's own memory.
+    pub(super) unified: bool,
 }
 
 impl Opened {
@@ -44,7 +46,9 @@ impl Opened {
         // SAFETY: the device was opened from this very adapter, with these features and limits.
         let made = unsafe { adapter.create_device_from_hal::<Vulkan>(open, &descriptor) };
         let (device, queue) = made.map_err(|e| GpuError::Driver { why: e.to_string() })?;
-        Ok(Opened { device, queue, import_align_bytes })
+        // Vulkan has no such property; what an integrated GPU or a program on the CPU computes in is the host's memory.
+        let unified = matches!(adapter.get_info().device_type, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu);
+        Ok(Opened { device, queue, import_align_bytes, unified })
     }
 }
 

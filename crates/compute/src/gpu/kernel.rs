@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use super::{Gpu, GpuError};
+use super::{Gpu, GpuError, Imported};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -107,6 +107,19 @@ impl Gpu {
     pub fn run(&self, dispatches: &[Dispatch]) -> Result<(), GpuError> {
         let mut encoder = self.encoder();
         record(&mut encoder, dispatches);
+        self.submit(encoder)?;
+        self.wait()
+    }
+
+    /// As [`Gpu::run`], for dispatches that write into shared memory: their writes are there for the host to read afterwards.
+    ///
+    /// # Errors
+    /// If the driver refuses or the device is lost.
+    pub fn run_shared(&self, dispatches: &[Dispatch], shared: &Imported) -> Result<(), GpuError> {
+        let mut encoder = self.encoder();
+        record(&mut encoder, dispatches);
+        let to_host = wgpu::wgt::BufferTransition { buffer: shared.buffer(), state: wgpu::wgt::BufferUses::MAP_READ };
+        encoder.transition_resources([to_host].into_iter(), std::iter::empty());
         self.submit(encoder)?;
         self.wait()
     }

@@ -5,14 +5,17 @@
 //! - `kernel.rs`: a kernel compiled from WGSL, and what a step dispatches.
 //! - `plain.rs`: the kernels of a decoder that run on every device; their texts are in `wgsl/`.
 //! - `guest_kernel.rs`: [`GuestKernel`], a kernel that a guest brings, made harmless before it is submitted.
+//! - `gemm.rs`: a plain product of f32 matrices, for guests and for `doctor.rs`, which measures what a machine can share.
 //!
 //! On *unified* memory (integrated graphics, Apple Silicon, software devices) everything stays in shared regions. On a discrete device
 //! weights and KV live in the device's own memory and the shared window carries tokens, logits and snapshots.
 //!
-//! Files with `unsafe`: `device.rs`, `import.rs`, `import_vulkan.rs`, `import_metal.rs`, `kernel.rs`.
+//! Files with `unsafe`: `device.rs`, `doctor.rs`, `import.rs`, `import_vulkan.rs`, `import_metal.rs`, `kernel.rs`.
 
 mod device;
+pub mod doctor;
 mod error;
+mod gemm;
 mod guest_kernel;
 mod import;
 #[cfg(target_vendor = "apple")]
@@ -24,7 +27,7 @@ mod plain;
 #[cfg(test)]
 mod plain_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 #[cfg(target_vendor = "apple")]
 use import_metal::Opened;
@@ -33,6 +36,7 @@ use import_vulkan::Opened;
 
 pub use device::{Gpu, GpuInfo};
 pub use error::GpuError;
+pub use gemm::{GemmRanges, GemmShape};
 pub use guest_kernel::{GuestBinding, GuestKernel, GuestKernelError, GuestKernelLimits};
 pub use import::{Imported, Window};
 pub use kernel::{Binding, Dispatch, Kernel, KernelSource, record, show_host};

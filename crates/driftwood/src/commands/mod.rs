@@ -4,6 +4,7 @@ pub mod actor;
 pub mod bench;
 pub mod chat;
 pub mod completions;
+pub mod doctor;
 pub mod freeze;
 pub mod generate;
 pub mod inspect;
@@ -36,6 +37,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Some(Command::Generate(args)) => generate::run(globals, &args),
         Some(Command::Perplexity(args)) => perplexity::run(globals, &args),
         Some(Command::Bench(command)) => bench::run(globals, &command),
+        Some(Command::Doctor(args)) => doctor::run(globals, &args),
         Some(Command::Completions(args)) => completions::run(&args),
     }
 }

@@ -6,13 +6,13 @@ use crate::interrupt::Replying;
 use crate::{catalogue, output};
 use anyhow::Result;
 use clap::Args;
-use driftwood_actor::Message;
+use driftwood_actor::{Host, Message};
 use serde_json::json;
 
 const EXAMPLES: &str = "\
 Examples:
   driftwood run judge \"Is the sea salty?\"
-  driftwood run matmul \"128 128 128\"
+  driftwood run matmul \"128 128 128\" --device gpu
   driftwood run my_actor.wasm \"Hello!\" --set max_tokens=40";
 
 /// Flags of `run`.
@@ -48,6 +48,7 @@ pub fn run(globals: &Globals, args: &RunArgs) -> Result<()> {
     host.spawn(actors::spec(Cast { name: NAME, guest: &args.guest, model: &args.model, settings })?)?;
     let replying = Replying::watch(host.interrupt_handle())?;
     let outcome = replying.run(|| actors::send(&mut host, Message::new(NAME, args.message.as_bytes()), args.json))?;
+    report_copies(&host)?;
     if args.json {
         return output::json(&json!({
             "reply": String::from_utf8_lossy(&outcome.reply),
@@ -58,4 +59,14 @@ pub fn run(globals: &Globals, args: &RunArgs) -> Result<()> {
         }));
     }
     if outcome.reply.ends_with(b"\n") || outcome.reply.is_empty() { Ok(()) } else { output::line("") }
+}
+
+/// A product that a GPU was there for but did not compute in the guest's memory is never silent.
+fn report_copies(host: &Host) -> Result<()> {
+    let report = host.compute_report(NAME)?;
+    if let Some(why) = report.why {
+        let (copied, processor) = (report.copied, report.processor);
+        output::remark(&format!("{copied} matrix products were copied to the GPU and back, {processor} computed on the processor: {why}"));
+    }
+    Ok(())
 }
