@@ -26,8 +26,8 @@ pub(crate) struct Folder {
     config: Object,
     tokenizer: View,
     tokenizer_config: Object, // empty where there is none
-    template: Option<View>,               // UTF-8
-    tensors: Tensors,                     // under their own names
+    template: Option<View>,   // UTF-8
+    tensors: Tensors,         // under their own names
     files: Vec<View>,
 }
 
