@@ -2,6 +2,7 @@
 //!
 //! 2 stands for what the user can put right (a bad file, a name that is taken, a flag), 1 for what failed inside or in the system.
 
+use driftwood_compute::gpu::GpuError;
 use std::fmt;
 use std::io;
 
@@ -57,6 +58,9 @@ fn is_users(cause: &(dyn std::error::Error + 'static)) -> bool {
     }
     if let Some(e) = cause.downcast_ref::<driftwood_actor::Error>() {
         return users_kind(e.kind());
+    }
+    if let Some(e) = cause.downcast_ref::<GpuError>() {
+        return matches!(e, GpuError::NoDevice { .. });
     }
     cause.is::<Mistake>() || cause.is::<driftwood_engine::Error>() || cause.is::<driftwood_engine::SampleError>()
 }
