@@ -38,7 +38,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 }
 
 #[test]
-fn the_guest_finds_the_product_in_its_own_memory() {
+fn the_guest_finds_the_gpus_product_in_its_own_memory() {
     let mut host = with_gpu(bare_host());
     spawn(&mut host, "a", guest("matmul.wasm"), Limits::default(), &[]).unwrap();
     for (shape, products) in [("128 128 128", 1), ("1 1 1", 2), ("77 3 129", 3)] {
@@ -63,7 +63,7 @@ fn without_a_gpu_the_report_says_so() {
 
 /// The second product reads the first, which the GPU wrote before the memory grew, and lies in what it grew by.
 #[test]
-fn memory_that_grew_is_shared_again() {
+fn memory_that_grew_is_shared_with_the_gpu_again() {
     let handle = "
         (drop (call $matmul (call $fill (i32.const 4) (f32.const 1)) (call $fill (i32.const 20) (f32.const 5)) (i32.const 36)
             (i32.const 2) (i32.const 2) (i32.const 2)))
@@ -80,7 +80,7 @@ fn memory_that_grew_is_shared_again() {
 
 /// Every alignment of the three ranges, beside guards, against the processor.
 #[test]
-fn ranges_may_begin_at_any_element() {
+fn ranges_on_the_gpu_may_begin_at_any_element() {
     let scripts: Vec<Script> = (0..9u32).map(|shift| products_shifted_by(4 * shift)).collect();
     let run = |mut host: Host| -> Vec<Vec<f32>> {
         spawn_caller(&mut host, "a");

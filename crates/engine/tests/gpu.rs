@@ -41,7 +41,7 @@ fn evaluated(batch: &mut Batch, kv: KvDType, tokens: &[u32], chunk: usize) -> (S
 }
 
 #[test]
-fn chunks_do_not_matter() {
+fn chunks_do_not_matter_on_the_gpu() {
     let (tokens, mut batch) = (prose(75), Batch::new(&SMOLLM2));
     for kv in KvDType::ALL {
         let (_, expected) = evaluated(&mut batch, kv, &tokens, usize::MAX);
@@ -54,7 +54,7 @@ fn chunks_do_not_matter() {
 }
 
 #[test]
-fn a_batch_of_eight_is_eight_alone() {
+fn a_batch_of_eight_is_eight_alone_on_the_gpu() {
     let (tokens, mut batch) = (prose(60), Batch::with_rows_per_pass(&SMOLLM2, 97));
     let parts: Vec<&[u32]> = (0..8).map(|i| &tokens[i..3 + i * 6]).collect();
     let mut sessions: Vec<_> = parts.iter().map(|_| open_session(&SMOLLM2, KvDType::F16)).collect();
@@ -70,7 +70,7 @@ fn a_batch_of_eight_is_eight_alone() {
 }
 
 #[test]
-fn all_logits_of_a_prompt_are_those_of_its_prefixes() {
+fn all_logits_of_a_prompt_are_those_of_its_prefixes_on_the_gpu() {
     let (tokens, mut batch, vocabulary) = (prose(70), Batch::new(&SMOLLM2), SMOLLM2.config().vocabulary);
     let mut session = open_session(&SMOLLM2, KvDType::F16);
     session.append(&tokens).unwrap();
@@ -83,7 +83,7 @@ fn all_logits_of_a_prompt_are_those_of_its_prefixes() {
 }
 
 #[test]
-fn forks_and_rewinds_change_no_bit() {
+fn forks_and_rewinds_change_no_bit_on_the_gpu() {
     let (tokens, mut batch) = (prose(70), Batch::new(&SMOLLM2));
     let (mut session, expected) = evaluated(&mut batch, KvDType::F16, &tokens, usize::MAX);
     let mut fork = session.fork();
@@ -119,7 +119,7 @@ fn moved(session: &Session, to: &Arc<Model>) -> Session {
 }
 
 #[test]
-fn a_session_moves_between_devices() {
+fn a_session_moves_between_cpu_and_gpu() {
     let cpu = models::open(models::SMOLLM2, 2, Simd::detect(), Arithmetic::Exact);
     let gpu = models::open_gpu(models::SMOLLM2, Arithmetic::Exact);
     let (tokens, next) = (prose(40), 28);
@@ -147,7 +147,7 @@ fn a_session_moves_between_devices() {
 }
 
 #[test]
-fn the_numerics_id_names_device_and_driver() {
+fn the_numerics_id_names_gpu_and_driver() {
     let id = SMOLLM2.numerics_id(KvDType::F16);
     assert!(id.starts_with("gpu-") && id.ends_with("/fast/kv-f16") && !id.contains(' ') && !id.contains('+'), "{id}");
 }

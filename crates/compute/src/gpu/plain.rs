@@ -379,7 +379,7 @@ impl<'a> Plain<'a> {
         if grid[0].max(grid[1]) > limit {
             return Err(GpuError::BeyondLimit { what: "workgroups", asked: grid[0].max(grid[1]).into(), limit: limit.into() });
         }
-        let kernel = gpu.kernel("product", KernelSource::Trusted(&product_text(product.half, words)))?;
+        let kernel = gpu.kernel("product", KernelSource::Checked(&product_text(product.half, words)))?;
         Ok(gpu.dispatch(&kernel, &bindings, grid))
     }
 

@@ -3,6 +3,7 @@
 //! Tests with models read them from the folder `DRIFTWOOD_MODELS`; `cargo xtask test` fetches them there.
 
 mod golden;
+mod gpu;
 mod journeys;
 mod mistakes;
 mod support;

@@ -9,7 +9,7 @@ fn help_and_completions_are_there() {
     let home = Home::new();
     assert!(succeed(home.command(&[])).contains("driftwood chat"));
     assert!(succeed(home.command(&["--version"])).starts_with("driftwood "));
-    let commands = "chat actor freeze thaw run inspect pull models generate perplexity bench completions";
+    let commands = "chat actor freeze thaw run inspect pull models generate perplexity bench doctor completions";
     let help = succeed(home.command(&["--help"]));
     for command in commands.split(' ') {
         assert!(help.contains(command), "--help lacks {command}");
@@ -41,7 +41,7 @@ fn bad_flags_are_refused() {
         (&["generate", "--prompt", "a", "--kv", "f64"], &["f16, f32, q8"]),
         (&["generate", "--prompt", "a", "--simd", "sse"], &["portable, avx2, avx512, neon"]),
         (&["generate", "--prompt", "a", "--threads", "0"], &["--threads"]),
-        (&["generate", "--prompt", "a", "--device", "gpu"], &["no GPU backend yet"]),
+        (&["generate", "--prompt", "a", "--device", "gpu", "--device-name", "none such"], &["no GPU was found", "driftwood doctor"]),
         (&["generate", "--prompt", "a"], &["driftwood pull smollm2-135m"]),
         (&["pull", "no-such-model"], &["smollm2-135m", "--model"]),
         (&["actor", "spawn", "Bad Name", "--set", "x"], &["KEY=VALUE"]),
