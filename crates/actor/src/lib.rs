@@ -16,6 +16,7 @@
 //! Files with `unsafe`: `linear.rs`, `parked.rs`. What is absent: this crate knows no terminal and no HTTP, and no thread of its own runs
 //! a guest.
 
+#![recursion_limit = "256"] // whether a graphics device is `Send` takes the compiler that deep
 #![deny(unsafe_code)]
 
 mod abi;

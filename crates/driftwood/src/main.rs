@@ -4,6 +4,7 @@
 //! `driftwood-engine`. Beside them: where things are (`paths.rs`, `models.rs`, `catalogue.rs`, `fetch.rs`, `guests.rs`), what runs them
 //! (`device.rs`, `actors.rs`, `decode.rs`), and how they are shown (`output.rs`, `failure.rs`, `interrupt.rs`).
 
+#![recursion_limit = "256"] // whether a graphics device is `Send` takes the compiler that deep
 #![forbid(unsafe_code)]
 
 mod actors;

@@ -8,6 +8,7 @@
 //! read files, which `source.rs` shows to `models/`, one decoder a file, written in the operations of `pass.rs`. `batch.rs` runs those
 //! on the CPU, `gpu/` on a graphics processor. `session.rs`, `kv.rs` and `sampler.rs` are a timeline's state.
 
+#![recursion_limit = "256"] // whether a graphics device is `Send` takes the compiler that deep
 #![forbid(unsafe_code)]
 
 mod batch;
