@@ -80,11 +80,10 @@ impl Gpu {
 
     /// What bits depend on, besides arithmetic and KV type: equal ids promise equal bits.
     pub fn numerics_id(&self) -> String {
-        let GpuInfo { api, name, driver, cooperative, .. } = &self.info;
-        let products = if *cooperative { "tiles" } else { "plain" };
+        let GpuInfo { api, name, driver, .. } = &self.info;
         // A slash separates the parts of an id, a plus its history.
-        let plain = |text: &str| text.replace(['/', '+', ' '], "-");
-        format!("gpu-{api}/{}/{}/{products}-{}", plain(name), plain(driver), super::GPU_KERNEL_VERSION)
+        let word = |text: &str| text.replace(['/', '+', ' '], "-");
+        format!("gpu-{api}/{}/{}/plain-{}", word(name), word(driver), super::GPU_KERNEL_VERSION)
     }
 
     /// wgpu's device.

@@ -153,22 +153,4 @@ mod tests {
         let refused = gpu.gemm_f32_copied(&[], &[], &mut tall, shape).unwrap_err();
         assert!(matches!(refused, GpuError::BeyondLimit { .. }), "{refused}");
     }
-
-    #[test]
-    #[ignore = "prints a time"]
-    fn time_of_128() {
-        let gpu = gpu();
-        let buffer = gpu.buffer("all", 3 * 65536).unwrap();
-        let ranges = GemmRanges { a: 0..65536, b: 65536..131_072, c: 131_072..196_608 };
-        let product = gpu.gemm_f32(&buffer, &ranges, GemmShape { m: 128, k: 128, n: 128 }).unwrap();
-        let mut times: Vec<_> = (0..200)
-            .map(|_| {
-                let started = std::time::Instant::now();
-                gpu.run(std::slice::from_ref(&product)).unwrap();
-                started.elapsed()
-            })
-            .collect();
-        times.sort();
-        println!("{:?} {:?}", times[0], times[100]);
-    }
 }
