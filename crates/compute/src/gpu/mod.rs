@@ -3,6 +3,7 @@
 //! - `device.rs`: [`Gpu`], an opened device: what it offers, buffers, kernels, submission, loss.
 //! - `import.rs`: a host region as a GPU buffer without a copy; `import_vulkan.rs` and `import_metal.rs` are the two APIs behind it.
 //! - `kernel.rs`: a kernel compiled from WGSL, and what a step dispatches.
+//! - `tiles/`: matrix products for devices with cooperative matrices.
 //!
 //! On *unified* memory (integrated graphics, Apple Silicon, software devices) everything stays in shared regions. On a discrete device
 //! weights and KV live in the device's own memory and the shared window carries tokens, logits and snapshots.
@@ -19,6 +20,7 @@ mod import_vulkan;
 mod kernel;
 #[cfg(test)]
 mod tests;
+pub mod tiles;
 
 #[cfg(target_vendor = "apple")]
 use import_metal::Opened;
