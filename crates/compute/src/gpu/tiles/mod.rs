@@ -13,6 +13,8 @@ mod one_row;
 mod pack;
 mod product;
 #[cfg(test)]
+mod speed;
+#[cfg(test)]
 mod tests;
 mod text;
 mod upload;

@@ -185,10 +185,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
     /// Puts them into workgroup memory, where all lanes find them as operand B.
     fn place_row(&self) -> &'static str {
         match self.norm {
-            None => "  { let at = warp * 64u + lane * 2u; xs[at] = xa; xs[at + 1u] = xb; }\n  subgroupBarrier();\n",
+            None => "  { let at = warp * 64u + lane * 2u; xs[at] = xa; xs[at + 1u] = xb; }\n  workgroupBarrier();\n",
             Some(_) => {
                 "  { let at = warp * 64u + lane * 2u; xs[at] = normed(xa, na, scale); xs[at + 1u] = normed(xb, nb, scale); }
-  subgroupBarrier();\n"
+  workgroupBarrier();\n"
             }
         }
     }
@@ -244,7 +244,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
     fn item(&self, (first, round): Item, next: Option<(&str, Item)>) -> String {
         let mut text = "  {\n".to_owned();
         if self.rounds > 1 {
-            text += "  subgroupBarrier();\n";
+            text += "  workgroupBarrier();\n";
             text += self.place_row();
         }
         if let Some((group, item)) = next {

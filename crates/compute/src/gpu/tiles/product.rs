@@ -146,9 +146,20 @@ impl TileMatrix {
             }
         };
         bindings.push(to);
-        let kernel = OneRow::new(self.shape, norm, epilogue, tuning(self.shape, epilogue));
+        self.one_row_tuned(gpu, norm, (epilogue, tuning(self.shape, epilogue)), &bindings)
+    }
+
+    /// A product of one row whose work is cut in a given way.
+    pub(super) fn one_row_tuned(
+        &self,
+        gpu: &Gpu,
+        norm: Option<Norm>,
+        (epilogue, tuning): (Epilogue, Tuning),
+        bindings: &[Binding<'_>],
+    ) -> Result<Vec<Dispatch>, GpuError> {
+        let kernel = OneRow::new(self.shape, norm, epilogue, tuning);
         let compiled = gpu.kernel("product of one row", KernelSource::Trusted(&kernel.text()))?;
-        Ok(vec![gpu.dispatch(&compiled, &bindings, [kernel.workgroups(), 1, 1])])
+        Ok(vec![gpu.dispatch(&compiled, bindings, [kernel.workgroups(), 1, 1])])
     }
 
     fn many_rows(&self, gpu: &Gpu, many: Many<'_>, x: Binding<'_>, output: Output<'_>) -> Result<Vec<Dispatch>, GpuError> {

@@ -4,8 +4,8 @@ use super::pack::CHUNK;
 use super::product::{many_rows_kernel, tuning};
 use super::text::{Epilogue, Weights};
 use super::*;
-use crate::dequantise_row;
 use crate::gpu::{Binding, Gpu, GpuError};
+use crate::{Arithmetic, Cpu, Simd, dequantise_row};
 use driftwood_region::{DType, Region, Shape, View};
 use half::{bf16, f16};
 use std::io::Write as _;
@@ -62,7 +62,8 @@ impl Stored {
                 DType::Q4_0 | DType::Q5_0 => half(0, x / 16.0),
                 DType::Q4_1 | DType::Q5_1 => (half(0, x / 16.0), half(2, x * -0.4)).1,
                 DType::Q4_K | DType::Q5_K => (half(0, x / 512.0), half(2, x / 300.0)).1,
-                _ => half(208, x / 4096.0),
+                DType::Q6_K => half(208, x / 4096.0),
+                DType::U8 | DType::I8 | DType::U32 => {}
             }
         }
         let mut file = tempfile::tempfile().unwrap();
@@ -110,29 +111,14 @@ impl Stored {
     }
 }
 
-/// A matrix of every stored format, a name beside it.
-fn every_format(n: usize, blocks: usize) -> Vec<(String, Stored)> {
+/// A matrix of every stored format with rows of about `k` elements, a name beside it.
+fn every_format(n: usize, k: usize) -> Vec<(String, Stored)> {
     let mut random = Random(7);
-    let mut all: Vec<_> = BLOCKS
-        .iter()
-        .map(|dtype| {
-            (
-                dtype.to_string(),
-                Stored::rows(
-                    &mut random,
-                    *dtype,
-                    n,
-                    if dtype.is_quantised() {
-                        blocks * 32 / 256 * 256 + if dtype.block_len() == 32 { 32 } else { 0 }
-                    } else {
-                        blocks * 32 + 5
-                    },
-                ),
-            )
-        })
-        .collect();
+    let fitting = |block: usize| (k / block).max(1) * block + if block == 1 { 5 } else { 0 };
+    let mut all: Vec<_> =
+        BLOCKS.iter().map(|dtype| (dtype.to_string(), Stored::rows(&mut random, *dtype, n, fitting(dtype.block_len())))).collect();
     for float in [DType::F16, DType::BF16] {
-        all.push((format!("MLX with {float}"), Stored::mlx(&mut random, float, n, (blocks / 2).max(1) * 64)));
+        all.push((format!("MLX with {float}"), Stored::mlx(&mut random, float, n, fitting(64))));
     }
     all
 }
@@ -182,7 +168,7 @@ fn assert_packed(name: &str, packing: &Packing<'_>, stored: impl Fn(usize) -> Op
 
 #[test]
 fn tiles_hold_what_rows_held() {
-    for (name, stored) in every_format(37, 20) {
+    for (name, stored) in every_format(37, 672) {
         let sources = [stored.source()];
         let packing = Packing::new(&sources, Arrange::Stacked).unwrap();
         assert_packed(&name, &packing, |row| (row < 37).then(|| stored.row(row)));
@@ -269,5 +255,267 @@ fn every_kernel_is_valid() {
             }
             validate(&name, &many_rows::norm_rows_text(k, Norm { eps: 1e-6 }));
         }
+    }
+}
+
+/// Bytes around every output, and what they hold.
+const GUARD: usize = 256;
+const GUARD_BYTE: u8 = 0xa5;
+/// How far a product may be from f64, as a share of the sum of its terms' magnitudes: sums in f32 whose products are truncated.
+const TOLERANCE: f64 = 4e-6;
+/// How far a gated output may be: f16, after exp and a division in f32.
+const GATED_TOLERANCE: f64 = 1.5e-3;
+
+fn cooperative() -> Arc<Gpu> {
+    let gpu = Gpu::open(None).unwrap();
+    assert!(gpu.info().cooperative, "{:?} has no cooperative matrices", gpu.info());
+    gpu
+}
+
+/// What a product does with its values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Store,
+    Add,
+    Gated(Activation),
+}
+
+/// A product under test: weights on the device, and rows.
+struct Trial<'a> {
+    gpu: &'a Gpu,
+    matrix: TileMatrix,
+    kind: Kind,
+    /// (row, padded k)
+    x: Vec<f16>,
+    rows: usize,
+}
+
+impl Trial<'_> {
+    fn stride(&self) -> usize {
+        if matches!(self.kind, Kind::Gated(_)) { padded_len(self.matrix.n()) } else { self.matrix.n() }
+    }
+
+    fn out_bytes(&self, rows: usize) -> usize {
+        rows * self.stride() * if matches!(self.kind, Kind::Gated(_)) { 2 } else { 4 }
+    }
+
+    /// What stands in an output before the product.
+    fn before(&self, rows: usize) -> Vec<u8> {
+        match self.kind {
+            Kind::Gated(_) => vec![0; self.out_bytes(rows)],
+            Kind::Store => vec![0xff; self.out_bytes(rows)],
+            Kind::Add => (0..rows * self.stride()).flat_map(|i| ((i % 977) as f32 / 97.0).to_le_bytes()).collect(),
+        }
+    }
+
+    /// The outputs of rows from `first` on, (row, stride), in f32. `None` multiplies one row alone, else there may be `most`.
+    fn run(&self, first: usize, rows: usize, most: Option<usize>) -> Vec<f32> {
+        let room = most.unwrap_or(1);
+        let mut x = self.x[first * padded_len(self.matrix.k())..].to_vec();
+        x.truncate(rows * padded_len(self.matrix.k()));
+        x.resize(room * padded_len(self.matrix.k()), f16::NAN);
+        let x = upload(self.gpu, bytemuck::cast_slice(&x));
+        self.run_input(rows, most, Input::Halves(Binding::whole(&x)))
+    }
+
+    fn run_input(&self, rows: usize, most: Option<usize>, input: Input<'_>) -> Vec<f32> {
+        let room = most.unwrap_or(1);
+        let guard = [GUARD_BYTE; GUARD];
+        let before = [&guard[..], &self.before(room), &guard].concat();
+        let out = upload(self.gpu, &before);
+        let to = Binding { buffer: &out, offset_bytes: GUARD as u64, bytes: self.out_bytes(room) as u64 };
+        let count = upload(self.gpu, &(rows as u32).to_le_bytes());
+        let scratch = self.gpu.buffer("scratch", self.matrix.scratch_bytes(room).max(4)).unwrap();
+        let many = |most| Rows::Many(Many { most, count: Binding::whole(&count), scratch: Binding::whole(&scratch) });
+        let output = match self.kind {
+            Kind::Store => Output::Store(to),
+            Kind::Add => Output::Add(to),
+            Kind::Gated(activation) => Output::Gated(to, activation),
+        };
+        let dispatches = self.matrix.product(self.gpu, most.map_or(Rows::One, many), input, output).unwrap();
+        self.gpu.run(&dispatches).unwrap();
+        let mut after = vec![0; before.len()];
+        self.gpu.read(&out, 0, &mut after).unwrap();
+        let end = GUARD + self.out_bytes(rows);
+        assert!(after[..GUARD] == before[..GUARD] && after[end..] == before[end..], "bytes around {rows} rows were written");
+        match self.kind {
+            Kind::Gated(_) => after[GUARD..end].as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            _ => after[GUARD..end].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        }
+    }
+}
+
+fn upload(gpu: &Gpu, bytes: &[u8]) -> wgpu::Buffer {
+    let padded = [bytes, &[0; 3][..(4 - bytes.len() % 4) % 4]].concat();
+    let buffer = gpu.buffer("test", padded.len() as u64).unwrap();
+    gpu.queue().write_buffer(&buffer, 0, &padded);
+    buffer
+}
+
+/// Random f16 rows, with zeros in the padding.
+fn random_rows(random: &mut Random, rows: usize, k: usize) -> Vec<f16> {
+    let row = |_| (0..padded_len(k)).map(|i| if i < k { f16::from_f32(random.float()) } else { f16::ZERO }).collect::<Vec<_>>();
+    (0..rows).flat_map(row).collect()
+}
+
+/// A product in f64 of the very weights that the tiles hold, and the sum of magnitudes.
+fn dot(w: &[f32], x: &[f16]) -> (f64, f64) {
+    let terms = w.iter().zip(x).map(|(w, x)| f64::from(*w) * x.to_f64());
+    terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()))
+}
+
+fn activate(activation: Activation, g: f64) -> f64 {
+    match activation {
+        Activation::Silu => g / (1.0 + (-g).exp()),
+        Activation::GeluTanh => 0.5 * g * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3))).tanh()),
+    }
+}
+
+/// Compares some rows of a trial with f64.
+fn assert_right(trial: &Trial<'_>, weights: &[Vec<f32>], rows: usize, got: &[f32]) {
+    let (stride, padded, n) = (trial.stride(), padded_len(trial.matrix.k()), trial.matrix.n());
+    for row in (0..rows).filter(|row| row % 41 == 0) {
+        let x = &trial.x[row * padded..][..padded];
+        for i in 0..n {
+            let got = f64::from(got[row * stride + i]);
+            let (want, allowed) = match trial.kind {
+                Kind::Store | Kind::Add => {
+                    let (value, size) = dot(&weights[i], x);
+                    let old = if trial.kind == Kind::Add { f64::from(((row * stride + i) % 977) as f32 / 97.0) } else { 0.0 };
+                    (value + old, TOLERANCE * (size + old))
+                }
+                Kind::Gated(activation) => {
+                    let [(g, g_size), (u, u_size)] = [0, 16].map(|to| dot(&weights[i / 16 * 32 + to + i % 16], x));
+                    let gate = activate(activation, g);
+                    // The gate's slope is at most 1.13.
+                    let inherited = TOLERANCE * (1.13 * g_size * u.abs() + u_size * gate.abs());
+                    (gate * u, GATED_TOLERANCE * ((gate * u).abs() + 0.01) + inherited)
+                }
+            };
+            assert!((got - want).abs() <= allowed, "{:?} {row} {i}: {got} for {want}, {allowed} off", trial.kind);
+        }
+        assert!(got[row * stride..][n..stride].iter().all(|x| *x == 0.0), "padding was written");
+    }
+}
+
+/// One matrix in every company: each row's bits are the same.
+fn assert_same_in_company(trial: &Trial<'_>, weights: &[Vec<f32>]) {
+    let all = trial.run(0, trial.rows, Some(trial.rows));
+    assert_right(trial, weights, trial.rows, &all);
+    // What is added to depends on the row's place, which is 0 for a row alone.
+    let stride = trial.stride();
+    let same = |name: &str, got: &[f32], first: usize| {
+        let differ = got.iter().zip(&all[first * stride..]).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        assert_eq!(differ, 0, "{name}: {differ} of {} differ, {:?}", got.len(), trial.kind);
+    };
+    for (rows, most) in [(1, 2), (2, 2), (16, 16), (17, 20), (33, 64), (64, 64), (64, 100)] {
+        if rows <= trial.rows {
+            same(&format!("{rows} of {most}"), &trial.run(0, rows, Some(most)), 0);
+        }
+    }
+    for row in if trial.kind == Kind::Add { vec![0] } else { vec![0, 1, trial.rows / 2, trial.rows - 1] } {
+        same(&format!("row {row} alone"), &trial.run(row, 1, None), row);
+    }
+}
+
+fn trial_of<'a>(gpu: &'a Gpu, sources: &[TileSource<'_>], kind: Kind, rows: usize) -> (Trial<'a>, Vec<Vec<f32>>) {
+    let arrange = if matches!(kind, Kind::Gated(_)) { Arrange::Interleaved } else { Arrange::Stacked };
+    let matrix = TileMatrix::upload(gpu, sources, arrange).unwrap();
+    let weights = unpack(&Packing::new(sources, arrange).unwrap());
+    let x = random_rows(&mut Random(11), rows, matrix.k());
+    (Trial { gpu, matrix, kind, x, rows }, weights)
+}
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn products_of_every_format_are_right_in_every_company() {
+    let gpu = cooperative();
+    for (name, stored) in every_format(203, 1056) {
+        for kind in [Kind::Store, Kind::Add, Kind::Gated(Activation::Silu), Kind::Gated(Activation::GeluTanh)] {
+            let sources = [stored.source(), stored.source()];
+            let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
+            let (trial, weights) = trial_of(&gpu, sources, kind, 300);
+            eprintln!("{name} {kind:?}");
+            assert_same_in_company(&trial, &weights);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn products_of_every_shape_are_right_in_every_company() {
+    let gpu = cooperative();
+    let mut random = Random(13);
+    for (n, k) in [(1, 32), (16, 256), (17, 2048), (100, 4096 + 288), (40, 8960), (24, 14336), (9001, 64), (20000, 512)] {
+        for (dtype, kind) in [(DType::F16, Kind::Store), (DType::Q4_0, Kind::Add), (DType::Q8_0, Kind::Gated(Activation::Silu))] {
+            let stored = [0, 1].map(|_| Stored::rows(&mut random, dtype, n, k));
+            let sources = [stored[0].source(), stored[1].source()];
+            let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
+            eprintln!("{n} {k} {dtype}");
+            let (trial, weights) = trial_of(&gpu, sources, kind, 150);
+            assert_same_in_company(&trial, &weights);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn a_norm_before_a_product_is_the_norm_of_rows() {
+    let gpu = cooperative();
+    let mut random = Random(17);
+    for (k, n, kind) in [(2048, 96, Kind::Store), (304, 50, Kind::Store), (301, 50, Kind::Store), (5120, 33, Kind::Add), (576, 40, Kind::Gated(Activation::Silu))] {
+        let (rows, norm) = (5, Norm { eps: 1e-5 });
+        let residual: Vec<f32> = (0..rows * k).map(|_| 3.0 * random.float()).collect();
+        let weight: Vec<f32> = (0..k).map(|_| 1.0 + 0.1 * random.float()).collect();
+        let (all, weight_buffer) = (upload(&gpu, bytemuck::cast_slice(&residual)), upload(&gpu, bytemuck::cast_slice(&weight)));
+        let from = |residual| Normed { residual: Binding::whole(residual), weight: Binding::whole(&weight_buffer), norm };
+        let to = upload(&gpu, &vec![0xff; rows * padded_len(k) * 2]);
+        let count = upload(&gpu, &(rows as u32).to_le_bytes());
+        gpu.run(&[norm_rows(&gpu, k, from(&all), (rows, Binding::whole(&count)), Binding::whole(&to)).unwrap()]).unwrap();
+        let mut halves = vec![f16::ZERO; rows * padded_len(k)];
+        gpu.read(&to, 0, bytemuck::cast_slice_mut(&mut halves)).unwrap();
+        let (cpu, mut want) = (Cpu::new(1, Simd::detect(), Arithmetic::Exact), vec![0.0; k]);
+        for (row, halves) in halves.chunks(padded_len(k)).enumerate() {
+            cpu.rms_norm(&residual[row * k..][..k], &weight, norm.eps, &mut want);
+            let near = |(got, want): (&f16, &f32)| (got.to_f32() - want).abs() <= want.abs() / 1900.0 + 1e-7;
+            assert!(halves.iter().zip(&want).all(near), "row {row} of {k}");
+            assert!(halves[k..].iter().all(|x| x.to_bits() == 0), "padding of {k}");
+        }
+        let stored = [0, 1].map(|_| Stored::rows(&mut random, if k % 32 == 0 { DType::Q4_0 } else { DType::BF16 }, n, k));
+        let sources = [stored[0].source(), stored[1].source()];
+        let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
+        let (mut trial, _) = trial_of(&gpu, sources, kind, rows);
+        trial.x = halves;
+        let alone = upload(&gpu, bytemuck::cast_slice(&residual[..k]));
+        let fused = trial.run_input(1, None, Input::Normed(from(&alone)));
+        let apart = trial.run(0, 1, None);
+        let among = trial.run(0, rows, Some(rows));
+        let bits = |x: &[f32]| x[..trial.stride()].iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&apart), bits(&among), "{k} {kind:?}: alone and among");
+        assert_eq!(bits(&fused), bits(&apart), "{k} {kind:?}: fused and apart");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn what_does_not_fit_is_refused() {
+    let gpu = cooperative();
+    let stored = Stored::rows(&mut Random(1), DType::F16, 32, 64);
+    let matrix = TileMatrix::upload(&gpu, &[stored.source()], Arrange::Stacked).unwrap();
+    let (short, long) = (gpu.buffer("short", 64).unwrap(), gpu.buffer("long", 4096).unwrap());
+    let (short, long) = (Binding::whole(&short), Binding::whole(&long));
+    let norm = Norm { eps: 1e-5 };
+    let many = |most| Rows::Many(Many { most, count: long, scratch: long });
+    let normed = Input::Normed(Normed { residual: long, weight: long, norm });
+    for (rows, input, output, why) in [
+        (Rows::One, Input::Halves(short), Output::Store(long), "the rows"),
+        (Rows::One, Input::Halves(long), Output::Store(short), "the output"),
+        (Rows::One, Input::Halves(long), Output::Gated(long, Activation::Silu), "interleaved"),
+        (Rows::One, Input::Normed(Normed { residual: short, weight: long, norm }), Output::Store(long), "the residual"),
+        (many(2), normed, Output::Store(long), "a kernel of their own"),
+        (many(0), Input::Halves(long), Output::Store(long), "at least one row"),
+    ] {
+        let error = matrix.product(&gpu, rows, input, output).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
     }
 }
