@@ -10,23 +10,54 @@ use std::fmt::Write as _;
 
 /// Workgroup memory that every device with cooperative matrices has.
 const WORKGROUP_BYTES: u32 = 48 << 10;
-/// Quads of a row of 64 elements in workgroup memory; two are unused, so that rows begin in different banks.
-const STRIDE: u32 = 18;
-/// Quads of (16 rows, 64 of K) in workgroup memory.
-const STEP_QUADS: u32 = 16 * STRIDE;
-
 /// The choices that decide speed and no bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tuning {
-    /// Row tiles that a workgroup computes at a time: 1 or 2.
-    pub(super) tiles: u32,
-    /// Row tiles that share a load of B: 1, or `tiles`.
+    /// Row tiles of a subgroup, which share loads of B: 1 or 2.
     pub(super) together: u32,
-    /// Subgroups of a workgroup at most.
+    /// Row tiles that other subgroups of the workgroup compute meanwhile, this one's included.
+    pub(super) across: u32,
+    /// Subgroups of a workgroup at most. Many leave few registers to each.
     pub(super) warps_max: u32,
     /// Workgroups at most; each loops over its share of the row tiles.
     pub(super) workgroups_max: u32,
+    /// Elements of K that go through workgroup memory at a time, at most.
+    pub(super) depth_max: u32,
+    /// Unused quads of a row there.
+    pub(super) pad: u32,
 }
+
+impl Tuning {
+    /// Row tiles that a workgroup computes at a time.
+    fn tiles(&self) -> u32 {
+        self.together * self.across
+    }
+}
+
+/// Operand A on its way through workgroup memory.
+#[derive(Clone, Copy, Debug)]
+struct Area {
+    /// Elements of K that go at a time: 32 or 64.
+    depth: u32,
+    /// Areas that a subgroup uses in turn.
+    buffers: u32,
+    pad: u32,
+}
+
+impl Area {
+    /// Quads of a row; two are unused, so that rows begin in different banks.
+    fn stride(self) -> u32 {
+        self.depth / 4 + self.pad
+    }
+
+    /// Quads of 16 rows.
+    fn quads(self) -> u32 {
+        16 * self.stride()
+    }
+}
+
+/// Depths and buffers, from the fastest to the smallest.
+const AREAS: [(u32, u32); 5] = [(128, 1), (64, 2), (64, 1), (32, 2), (32, 1)];
 
 /// A kernel for one row.
 #[derive(Clone, Copy, Debug)]
@@ -35,21 +66,35 @@ pub(super) struct OneRow {
     norm: Option<Norm>,
     epilogue: Epilogue,
     tuning: Tuning,
-    /// Subgroups of a workgroup.
+    area: Area,
+    /// Subgroups that share the chunks of a row tile.
     warps: u32,
     /// How often each takes a chunk of a row tile.
     rounds: u32,
 }
 
-/// One step of a subgroup: the first of `together` row tiles of the workgroup's, and the round.
-type Item = (u32, u32);
-
 impl OneRow {
     pub(super) fn new(weights: Weights, norm: Option<Norm>, epilogue: Epilogue, tuning: Tuning) -> OneRow {
-        let mut kernel = OneRow { weights, norm, epilogue, tuning, warps: 1, rounds: weights.chunks() };
+        let mut kernel = OneRow {
+            weights,
+            norm,
+            epilogue,
+            tuning,
+            area: Area { depth: 32, buffers: 1, pad: tuning.pad },
+            warps: 1,
+            rounds: weights.chunks(),
+        };
         for rounds in 1..=weights.chunks() {
             (kernel.rounds, kernel.warps) = (rounds, weights.chunks().div_ceil(rounds));
-            if kernel.warps <= tuning.warps_max && kernel.workgroup_bytes() <= WORKGROUP_BYTES {
+            let fits = |area: &Area| OneRow { area: *area, ..kernel }.workgroup_bytes() <= WORKGROUP_BYTES;
+            let areas = AREAS.map(|(depth, buffers)| Area { depth, buffers, pad: tuning.pad });
+            let area = areas
+                .into_iter()
+                .filter(|area| area.depth <= tuning.depth_max)
+                .find(fits)
+                .filter(|_| kernel.warps * tuning.across <= tuning.warps_max);
+            if let Some(area) = area {
+                kernel.area = area;
                 break;
             }
         }
@@ -63,30 +108,26 @@ impl OneRow {
 
     /// Groups of row tiles, of which a workgroup has one at a time.
     fn groups(&self) -> u32 {
-        self.weights.tiles.div_ceil(self.tuning.tiles)
+        self.weights.tiles.div_ceil(self.tuning.tiles())
     }
 
     fn looped(&self) -> bool {
         self.workgroups() < self.groups()
     }
 
-    /// Areas that a subgroup uses in turn while operand A goes through workgroup memory.
-    fn buffers(&self) -> u32 {
-        match self.weights.format {
-            TileFormat::F16 => 0,
-            _ if self.warps > 8 => 1,
-            _ => 2,
-        }
-    }
-
     /// Sums of chunks that a workgroup keeps for one group of row tiles, in f32.
     fn part_len(&self) -> u32 {
-        self.rounds * self.warps * self.tuning.tiles * 16
+        self.rounds * self.warps * self.tuning.tiles() * 16
     }
 
     fn workgroup_bytes(&self) -> u32 {
         let parts = self.part_len() * if self.looped() { 2 } else { 1 };
-        self.warps * (self.buffers() * STEP_QUADS + CHUNK_QUADS) * 8 + 4 * (parts + self.rounds * self.warps)
+        8 * (self.area_quads() + self.warps * CHUNK_QUADS) + 4 * (parts + (self.rounds * self.warps).next_multiple_of(4))
+    }
+
+    /// Quads of operand A of all subgroups. Floats need none.
+    fn area_quads(&self) -> u32 {
+        if self.weights.format == TileFormat::F16 { 0 } else { self.warps * self.tuning.across * self.area.buffers * self.area.quads() }
     }
 
     /// The kernel: bindings w, (scales), then x or (residual, norm), then y.
@@ -105,6 +146,8 @@ impl OneRow {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
   let warp = lid / 32u;
   let lane = lid % 32u;
+  let part_of_k = warp % {warps}u;
+  let side = warp / {warps}u * {together}u;
 {first}{prologue}
   let count = ({last}u - wg.x) / nwg.x + 1u;
   for (var i = 0u; i < count; i++) {{
@@ -119,7 +162,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
             spread = self.weights.spread(),
             emit = self.epilogue.emit(self.weights.n),
             memory = self.memory(),
-            threads = self.warps * LANES,
+            threads = self.warps * self.tuning.across * LANES,
+            warps = self.warps,
+            together = self.tuning.together,
             first = self.first_loads(),
             prologue = self.prologue(),
             last = groups - 1,
@@ -132,27 +177,28 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
     fn memory(&self) -> String {
         let parts = self.part_len() * if self.looped() { 2 } else { 1 };
         let mut text = format!("var<workgroup> xs: array<vec4<f16>, {}>;\n", self.warps * CHUNK_QUADS);
-        if self.buffers() > 0 {
-            let _ = writeln!(text, "var<workgroup> area: array<vec4<f16>, {}>;", self.warps * self.buffers() * STEP_QUADS);
+        if self.area_quads() > 0 {
+            let _ = writeln!(text, "var<workgroup> area: array<vec4<f16>, {}>;", self.area_quads());
         }
         let _ = writeln!(text, "var<workgroup> part: array<f32, {parts}>;");
         if self.norm.is_some() {
-            let _ = writeln!(text, "var<workgroup> squares: array<f32, {}>;", self.rounds * self.warps);
+            // Operands are loaded from multiples of 16 bytes, wherever a compiler puts these.
+            let _ = writeln!(text, "var<workgroup> squares: array<f32, {}>;", (self.rounds * self.warps).next_multiple_of(4));
         }
         text
     }
 
     /// The chunk that a subgroup takes in a round. Surplus ones repeat the last and stay out of the sum.
     fn chunk(&self, round: u32) -> String {
-        let index = format!("{}u + warp", round * self.warps);
+        let index = format!("{}u + part_of_k", round * self.warps);
         if self.rounds * self.warps > self.weights.chunks() { format!("min({index}, {}u)", self.weights.chunks() - 1) } else { index }
     }
 
     /// Where the weights of an item begin, in groups of 32 of K.
-    fn origin(&self, group: &str, (first, round): Item) -> String {
+    fn origin(&self, group: &str, round: u32) -> String {
         let mut text = String::new();
         for u in 0..self.tuning.together {
-            let tile = format!("min({group} * {}u + {}u, {}u)", self.tuning.tiles, first + u, self.weights.tiles - 1);
+            let tile = format!("min({group} * {}u + side + {u}u, {}u)", self.tuning.tiles(), self.weights.tiles - 1);
             let _ = writeln!(text, "  let to{u} = {tile} * {}u + ({}) * 8u;", self.weights.groups(), self.chunk(round));
         }
         text
@@ -185,9 +231,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
     /// Puts them into workgroup memory, where all lanes find them as operand B.
     fn place_row(&self) -> &'static str {
         match self.norm {
-            None => "  { let at = warp * 64u + lane * 2u; xs[at] = xa; xs[at + 1u] = xb; }\n  workgroupBarrier();\n",
+            None => "  { let at = part_of_k * 64u + lane * 2u; xs[at] = xa; xs[at + 1u] = xb; }\n  workgroupBarrier();\n",
             Some(_) => {
-                "  { let at = warp * 64u + lane * 2u; xs[at] = normed(xa, na, scale); xs[at + 1u] = normed(xb, nb, scale); }
+                "  { let at = part_of_k * 64u + lane * 2u; xs[at] = normed(xa, na, scale); xs[at + 1u] = normed(xb, nb, scale); }
   workgroupBarrier();\n"
             }
         }
@@ -195,7 +241,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
 
     /// Weights are asked for before anything else.
     fn first_loads(&self) -> String {
-        let mut text = self.origin("wg.x", (0, 0));
+        let mut text = self.origin("wg.x", 0);
         for u in 0..self.tuning.together {
             (0..self.pieces()).for_each(|t| text += &self.load(u, t, "var "));
         }
@@ -214,7 +260,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
             for round in (0..self.rounds).rev() {
                 text += &self.load_row(round);
                 let slot = round * self.warps;
-                let _ = writeln!(text, "  {{ let s = chunk_squares(xa, xb); if (lane == 0u) {{ squares[{slot}u + warp] = s; }} }}");
+                let _ = writeln!(text, "  {{ let s = chunk_squares(xa, xb); if (lane == 0u) {{ squares[{slot}u + part_of_k] = s; }} }}");
             }
             let chunks = self.weights.chunks();
             let _ = writeln!(text, "  workgroupBarrier();\n  var total = 0.0;");
@@ -231,48 +277,51 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
 
     /// All items of a group of row tiles, in order.
     fn items(&self) -> String {
-        let starts = (0..self.tuning.tiles).step_by(self.tuning.together as usize);
-        let items: Vec<Item> = starts.flat_map(|first| (0..self.rounds).map(move |round| (first, round))).collect();
-        let next = |i: usize| match items.get(i + 1) {
-            Some(item) => Some(("group", *item)),
-            None => self.looped().then_some(("next", items[0])),
+        let next = |round: u32| match round + 1 {
+            more if more < self.rounds => Some(("group", more)),
+            _ => self.looped().then_some(("next", 0)),
         };
-        items.iter().enumerate().map(|(i, item)| self.item(*item, next(i))).collect()
+        (0..self.rounds).map(|round| self.item(round, next(round))).collect()
     }
 
     /// One item: its chains, and on the way the loads of the next.
-    fn item(&self, (first, round): Item, next: Option<(&str, Item)>) -> String {
+    fn item(&self, round: u32, next: Option<(&str, u32)>) -> String {
         let mut text = "  {\n".to_owned();
         if self.rounds > 1 {
             text += "  workgroupBarrier();\n";
             text += self.place_row();
         }
-        if let Some((group, item)) = next {
-            text += &self.origin(group, item);
+        if let Some((group, round)) = next {
+            text += &self.origin(group, round);
             if self.rounds > 1 {
-                text += &self.load_row(item.1);
+                text += &self.load_row(round);
             }
         }
         for u in 0..self.tuning.together {
             let _ = writeln!(text, "  var acc{u} = coop_mat16x16<f32, C>();");
         }
-        for step in 0..4 {
+        for step in 0..256 / self.depth() {
             text += &self.step(step, next.is_some());
         }
         for u in 0..self.tuning.together {
-            let at = format!("(({}u + warp) * {}u + {}u) * 16u", round * self.warps, self.tuning.tiles, first + u);
+            let at = format!("(({}u + part_of_k) * {}u + side + {u}u) * 16u", round * self.warps, self.tuning.tiles());
             // All columns are the same: they may fall on each other.
             let _ = writeln!(text, "  coopStore(acc{u}, &part[slot + {at}], 0u);");
         }
         text + "  }\n"
     }
 
-    /// 64 of K.
+    /// Elements of K of a step.
+    fn depth(&self) -> u32 {
+        if self.weights.format == TileFormat::F16 { 64 } else { self.area.depth }
+    }
+
+    /// One step along K.
     fn step(&self, step: u32, more: bool) -> String {
         let mut text = String::new();
-        for t in 0..4 {
-            let at = step * 16 + t * 4;
-            let _ = writeln!(text, "  let b{step}_{t} = coopLoad<coop_mat16x16<f16, B>>(&xs[warp * 64u + {at}u], 0u);");
+        for t in 0..self.depth() / 16 {
+            let at = step * self.depth() / 4 + t * 4;
+            let _ = writeln!(text, "  let b{step}_{t} = coopLoad<coop_mat16x16<f16, B>>(&xs[part_of_k * 64u + {at}u], 0u);");
         }
         for u in 0..self.tuning.together {
             text += &if self.weights.format == TileFormat::F16 { self.float_step(step, u, more) } else { self.bits_step(step, u, more) };
@@ -293,46 +342,47 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
     }
 
     fn bits_step(&self, step: u32, u: u32, more: bool) -> String {
-        let buffer = (step * self.tuning.together + u) % self.buffers();
-        let base = format!("(warp * {}u + {buffer}u) * {STEP_QUADS}u", self.buffers());
+        let Area { depth, buffers, .. } = self.area;
+        let (stride, buffer) = (self.area.stride(), (step * self.tuning.together + u) % buffers);
+        let base = format!("(warp * {buffers}u + {buffer}u) * {}u", self.area.quads());
         let mut text = String::new();
-        for half in 0..2 {
-            let piece = step * 2 + half;
+        for group in 0..depth / 32 {
+            let piece = step * (depth / 32) + group;
             let _ = writeln!(
                 text,
-                "  {{ let z = spread(q{u}_{piece}, s{u}_{piece}); let at = {base} + (lane / 2u) * {STRIDE}u + lane % 2u + {}u;
+                "  {{ let z = spread(q{u}_{piece}, s{u}_{piece}); let at = {base} + (lane / 2u) * {stride}u + lane % 2u + {}u;
     area[at] = z.a; area[at + 2u] = z.b; area[at + 4u] = z.c; area[at + 6u] = z.d; }}",
-                half * 8
+                group * 8
             );
             if more {
                 text += &self.load(u, piece, "");
             }
         }
         text += "  subgroupBarrier();\n";
-        for t in 0..4 {
-            let a = format!("coopLoadT<coop_mat16x16<f16, A>>(&area[{base} + {}u], {STRIDE}u)", t * 4);
+        for t in 0..depth / 16 {
+            let a = format!("coopLoadT<coop_mat16x16<f16, A>>(&area[{base} + {}u], {stride}u)", t * 4);
             let _ = writeln!(text, "  acc{u} = coopMultiplyAdd({a}, b{step}_{t}, acc{u});");
         }
-        if self.buffers() == 1 {
+        if buffers == 1 {
             text += "  subgroupBarrier();\n";
         }
         text
     }
 
-    /// Adds the chunks in order; the subgroups take turns.
+    /// Adds the chunks in order, a thread an output.
     fn sum(&self) -> String {
-        let (tiles, chunks, n) = (self.tuning.tiles, self.weights.chunks(), self.weights.n);
-        let (lanes, emit) = if self.epilogue.gated() {
-            (16, format!("let at = group * 16u + lane; if (at < {n}u) {{ emit(0u, at, total0, total1); }}"))
+        let (tiles, chunks, n) = (self.tuning.tiles(), self.weights.chunks(), self.weights.n);
+        let (outputs, place, emit) = if self.epilogue.gated() {
+            (8 * tiles, "lid / 16u * 32u + lid % 16u", "emit(0u, at, total0, total1)")
         } else {
-            (16 * tiles, format!("let at = group * {}u + lane; if (at < {n}u) {{ emit(0u, at, total0); }}", 16 * tiles))
+            (16 * tiles, "lid", "emit(0u, at, total0)")
         };
-        let mut text = format!("  if (warp == i % {}u && lane < {lanes}u) {{\n", self.warps);
+        let mut text = format!("  if (lid < {outputs}u) {{\n");
         for u in 0..if self.epilogue.gated() { 2 } else { 1 } {
-            let part = format!("part[slot + c * {}u + {}u + lane]", 16 * tiles, 16 * u);
+            let part = format!("part[slot + c * {}u + {}u + {place}]", 16 * tiles, 16 * u);
             let _ = writeln!(text, "  var total{u} = 0.0;\n  for (var c = 0u; c < {chunks}u; c++) {{ total{u} = total{u} + {part}; }}");
         }
-        let _ = writeln!(text, "  {emit}\n  }}");
+        let _ = writeln!(text, "  let at = group * {outputs}u + lid;\n  if (at < {n}u) {{ {emit}; }}\n  }}");
         text
     }
 }

@@ -3,7 +3,7 @@
 use super::super::{Binding, Dispatch, Gpu, GpuError, KernelSource};
 use super::many_rows::{Block, ManyRows, norm_rows_text};
 use super::one_row::{OneRow, Tuning};
-use super::pack::{Arrange, TileFormat};
+use super::pack::Arrange;
 use super::text::{Epilogue, Weights};
 use super::upload::TileMatrix;
 use super::{Activation, padded_len};
@@ -216,9 +216,9 @@ fn room(what: &str, binding: Binding<'_>, bytes: usize) -> Result<(), GpuError> 
 
 /// How the work of one row is cut.
 pub(super) fn tuning(weights: Weights, epilogue: Epilogue) -> Tuning {
-    let tiles = if epilogue.gated() { 2 } else { 1 };
-    let together = if weights.format == TileFormat::F16 { 1 } else { tiles };
-    Tuning { tiles, together, warps_max: 16, workgroups_max: 528 }
+    let across = if epilogue.gated() { 2 } else { 1 };
+    let _ = weights;
+    Tuning { together: 1, across, warps_max: 16, workgroups_max: 528, depth_max: 64, pad: 2 }
 }
 
 /// How the work of many rows is cut.

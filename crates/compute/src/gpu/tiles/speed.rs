@@ -69,7 +69,7 @@ impl Clock {
     /// The median of seven, at a steady clock: the best of a few tries, by the reference after it.
     fn steady(&self, dispatches: &[Dispatch]) -> f64 {
         let mut best = (f64::MAX, f64::MAX);
-        for _ in 0..4 {
+        for _ in 0..6 {
             let start = Instant::now();
             while start.elapsed().as_millis() < 15 {
                 self.once(&self.reference);
@@ -211,73 +211,39 @@ fn tiles_speed() {
         }
         if std::env::var_os("DRIFTWOOD_SWEEP").is_some() {
             sweep(&bench, &clock, format);
-            ablate(&bench, &clock);
         }
     }
 }
 
 #[allow(clippy::print_stdout, reason = "a table")]
 fn sweep(bench: &Bench, clock: &Clock, format: TileFormat) {
-    for (shape, (name, .., count, gated, _)) in SHAPES.into_iter().enumerate() {
+    for (shape, (name, _, k, count, gated, _)) in SHAPES.into_iter().enumerate() {
         let mut tried = Vec::new();
-        for (tiles, together) in [(1, 1), (2, 1), (2, 2)] {
-            for (warps_max, workgroups_max) in [8u32, 16].into_iter().flat_map(|w| [132u32, 264, 396, 528, 1056, u32::MAX].map(|g| (w, g)))
+        for (together, across, warps_max) in [(1, 1, 8), (1, 2, 16), (2, 1, 8), (2, 2, 16), (1, 1, 16), (1, 1, 32)] {
+            if gated && together * across < 2 || k == 2048 && warps_max != 8 * across || k == 8192 && (together == 2 || across > 2) {
+                continue;
+            }
+            if format == TileFormat::F16 && (together == 2 || warps_max == 32) {
+                continue;
+            }
+            for (workgroups_max, depth_max, pad) in
+                [132u32, 264, u32::MAX].into_iter().flat_map(|g| [(64, 2), (64, 4), (128, 2), (128, 4)].map(|(d, p)| (g, d, p)))
             {
-                if gated && tiles == 1 || workgroups_max != u32::MAX && workgroups_max * tiles >= SHAPES[shape].1 {
+                if format == TileFormat::F16 && (depth_max, pad) != (64, 2)
+                    || k == 2048 && shape != 4 && shape != 2 && workgroups_max == 264
+                {
                     continue;
                 }
-                if warps_max == 16 && SHAPES[shape].2 == 2048 {
+                if workgroups_max != u32::MAX && workgroups_max * together * across >= SHAPES[shape].1 {
                     continue;
                 }
-                let tuning = Tuning { tiles, together, warps_max, workgroups_max };
+                let tuning = Tuning { together, across, warps_max, workgroups_max, depth_max, pad };
                 let us = clock.steady(&bench.one_row(shape, Some(tuning))) / count as f64;
-                tried.push((us, format!("{us:.2} us: {tiles} {together} w{warps_max} g{workgroups_max}")));
+                tried.push((us, format!("{us:.2} us: {together} {across} w{warps_max} g{workgroups_max} d{depth_max} p{pad}")));
             }
         }
         tried.sort_by(|a, b| a.0.total_cmp(&b.0));
         println!("{format:?} {name}");
-        tried.iter().for_each(|(_, line)| println!("   {line}"));
-    }
-}
-
-#[allow(clippy::print_stdout, reason = "a table")]
-fn ablate(bench: &Bench, clock: &Clock) {
-    use super::one_row::OneRow;
-    use crate::gpu::KernelSource;
-    for shape in [2, 4] {
-        let (name, _, _, count, gated, _) = SHAPES[shape];
-        let epilogue = if gated { Epilogue::Gated(Activation::Silu) } else { Epilogue::Store };
-        let kernel = OneRow::new(bench.matrices[shape][0].shape, None, epilogue, tuning(bench.matrices[shape][0].shape, epilogue));
-        let base = kernel.text();
-        let drop_lines = |text: &str, f: &dyn Fn(&str) -> bool| text.lines().filter(|l| !f(l)).collect::<Vec<_>>().join("\n");
-        let spread_at = base.find("fn spread").unwrap();
-        let spread_end = spread_at + base[spread_at..].find("}\n").unwrap();
-        let mut nodq = base.clone();
-        nodq.replace_range(spread_at..spread_end, "fn spread(q: vec2<u32>, s: u32) -> Four { let a = halves(q.x); let b = halves(q.y); let c = halves(s); return Four(vec4<f16>(a, b), vec4<f16>(b, a), vec4<f16>(a, c), vec4<f16>(b, c)); ");
-        let mma1 = drop_lines(&base, &|l| l.contains("coopMultiplyAdd") && (l.contains("+ 4u], 18u") || l.contains("+ 8u], 18u") || l.contains("+ 12u], 18u")));
-        let b0: String = base.lines().map(|l| if l.contains("16, B>>") { let at = l.find("&xs[warp * 64u + ").unwrap(); format!("{}&xs[warp * 64u], 0u);\n", &l[..at]) } else { format!("{l}\n") }).collect();
-        let variants = [
-            ("base", base.clone()),
-            ("no dequantisation", nodq.clone()),
-            ("one multiply of four", mma1.clone()),
-            ("one store of four", base.replace(" area[at + 2u] = z.b; area[at + 4u] = z.c; area[at + 6u] = z.d;", "").replace("area[at] = z.a;", "area[at] = z.a + z.b + z.c + z.d;")),
-            ("one B", b0.clone()),
-            ("no barrier", base.replace("  subgroupBarrier();\n", "")),
-            ("cached weights", base.replace("= w[(to0 + ", "= w[(to0 % 64u + ").replace("= w[(to1 + ", "= w[(to1 % 64u + ").replace("= sc[(to0 + ", "= sc[(to0 % 64u + ").replace("= sc[(to1 + ", "= sc[(to1 % 64u + ")),
-            ("no store", drop_lines(&base, &|l| l.contains("coopStore"))),
-            ("no sum", base.replace("c < 8u; c++", "c < 1u; c++")),
-            ("no scales", base.lines().map(|l| if l.contains("= sc[") && !l.contains("s0_0 =") { format!("{}= lane;\n", &l[..l.find("= sc[").unwrap()]) } else { format!("{l}\n") }).collect()),
-            ("no dequantisation, one B, one multiply", drop_lines(&nodq, &|l| l.contains("coopMultiplyAdd") && (l.contains("+ 4u], 18u") || l.contains("+ 8u], 18u") || l.contains("+ 12u], 18u")))),
-        ];
-        for (variant, text) in variants {
-            let compiled = bench.gpu.kernel("variant", KernelSource::Trusted(&text)).unwrap();
-            let dispatches: Vec<_> = bench.matrices[shape].iter().map(|m| {
-                let mut bindings: Vec<_> = std::iter::once(&m.weights).chain(&m.scales).map(Binding::whole).collect();
-                
-                bindings.extend([Binding::whole(&bench.x), Binding::whole(&bench.y)]);
-                bench.gpu.dispatch(&compiled, &bindings, [kernel.workgroups(), 1, 1])
-            }).collect();
-            println!("{name}, {variant}: {:.2} us", clock.steady(&dispatches) / count as f64);
-        }
+        tried.iter().take(10).for_each(|(_, line)| println!("   {line}"));
     }
 }

@@ -463,7 +463,19 @@ fn products_of_every_shape_are_right_in_every_company() {
 fn a_norm_before_a_product_is_the_norm_of_rows() {
     let gpu = cooperative();
     let mut random = Random(17);
-    for (k, n, kind) in [(2048, 96, Kind::Store), (304, 50, Kind::Store), (301, 50, Kind::Store), (5120, 33, Kind::Add), (576, 40, Kind::Gated(Activation::Silu))] {
+    for (k, n, kind) in [
+        (2048, 96, Kind::Store),
+        (256, 96, Kind::Store),
+        (512, 96, Kind::Store),
+        (1024, 96, Kind::Store),
+        (260, 16, Kind::Store),
+        (2052, 16, Kind::Store),
+        (4096, 16, Kind::Store),
+        (304, 50, Kind::Store),
+        (301, 50, Kind::Store),
+        (5120, 33, Kind::Add),
+        (576, 40, Kind::Gated(Activation::Silu)),
+    ] {
         let (rows, norm) = (5, Norm { eps: 1e-5 });
         let residual: Vec<f32> = (0..rows * k).map(|_| 3.0 * random.float()).collect();
         let weight: Vec<f32> = (0..k).map(|_| 1.0 + 0.1 * random.float()).collect();
