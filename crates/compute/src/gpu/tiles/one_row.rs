@@ -23,8 +23,8 @@ pub(super) struct Tuning {
     pub(super) workgroups_max: u32,
     /// Elements of K that go through workgroup memory at a time, at most.
     pub(super) depth_max: u32,
-    /// Unused quads of a row there.
-    pub(super) pad: u32,
+    /// Whether all of operand B stays in registers, where it is the same for all row tiles.
+    pub(super) keep_row: bool,
 }
 
 impl Tuning {
@@ -41,13 +41,12 @@ struct Area {
     depth: u32,
     /// Areas that a subgroup uses in turn.
     buffers: u32,
-    pad: u32,
 }
 
 impl Area {
     /// Quads of a row; two are unused, so that rows begin in different banks.
     fn stride(self) -> u32 {
-        self.depth / 4 + self.pad
+        self.depth / 4 + 2
     }
 
     /// Quads of 16 rows.
@@ -75,19 +74,12 @@ pub(super) struct OneRow {
 
 impl OneRow {
     pub(super) fn new(weights: Weights, norm: Option<Norm>, epilogue: Epilogue, tuning: Tuning) -> OneRow {
-        let mut kernel = OneRow {
-            weights,
-            norm,
-            epilogue,
-            tuning,
-            area: Area { depth: 32, buffers: 1, pad: tuning.pad },
-            warps: 1,
-            rounds: weights.chunks(),
-        };
+        let mut kernel =
+            OneRow { weights, norm, epilogue, tuning, area: Area { depth: 32, buffers: 1 }, warps: 1, rounds: weights.chunks() };
         for rounds in 1..=weights.chunks() {
             (kernel.rounds, kernel.warps) = (rounds, weights.chunks().div_ceil(rounds));
             let fits = |area: &Area| OneRow { area: *area, ..kernel }.workgroup_bytes() <= WORKGROUP_BYTES;
-            let areas = AREAS.map(|(depth, buffers)| Area { depth, buffers, pad: tuning.pad });
+            let areas = AREAS.map(|(depth, buffers)| Area { depth, buffers });
             let area = areas
                 .into_iter()
                 .filter(|area| area.depth <= tuning.depth_max)
@@ -272,6 +264,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
         if self.rounds == 1 {
             text += self.place_row();
         }
+        if self.keeps_row() {
+            (0..256 / self.depth()).for_each(|step| text += &self.load_b(step));
+        }
         text
     }
 
@@ -318,15 +313,25 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
 
     /// One step along K.
     fn step(&self, step: u32, more: bool) -> String {
+        let mut text = if self.keeps_row() { String::new() } else { self.load_b(step) };
+        for u in 0..self.tuning.together {
+            text += &if self.weights.format == TileFormat::F16 { self.float_step(step, u, more) } else { self.bits_step(step, u, more) };
+        }
+        text
+    }
+
+    /// Loads operand B of a step.
+    fn load_b(&self, step: u32) -> String {
         let mut text = String::new();
         for t in 0..self.depth() / 16 {
             let at = step * self.depth() / 4 + t * 4;
             let _ = writeln!(text, "  let b{step}_{t} = coopLoad<coop_mat16x16<f16, B>>(&xs[part_of_k * 64u + {at}u], 0u);");
         }
-        for u in 0..self.tuning.together {
-            text += &if self.weights.format == TileFormat::F16 { self.float_step(step, u, more) } else { self.bits_step(step, u, more) };
-        }
         text
+    }
+
+    fn keeps_row(&self) -> bool {
+        self.tuning.keep_row && self.rounds == 1
     }
 
     fn float_step(&self, step: u32, u: u32, more: bool) -> String {
@@ -342,7 +347,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
     }
 
     fn bits_step(&self, step: u32, u: u32, more: bool) -> String {
-        let Area { depth, buffers, .. } = self.area;
+        let Area { depth, buffers } = self.area;
         let (stride, buffer) = (self.area.stride(), (step * self.tuning.together + u) % buffers);
         let base = format!("(warp * {buffers}u + {buffer}u) * {}u", self.area.quads());
         let mut text = String::new();

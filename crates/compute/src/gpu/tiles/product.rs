@@ -3,7 +3,7 @@
 use super::super::{Binding, Dispatch, Gpu, GpuError, KernelSource};
 use super::many_rows::{Block, ManyRows, norm_rows_text};
 use super::one_row::{OneRow, Tuning};
-use super::pack::Arrange;
+use super::pack::{Arrange, TileFormat};
 use super::text::{Epilogue, Weights};
 use super::upload::TileMatrix;
 use super::{Activation, padded_len};
@@ -214,11 +214,18 @@ fn room(what: &str, binding: Binding<'_>, bytes: usize) -> Result<(), GpuError> 
     Ok(())
 }
 
-/// How the work of one row is cut.
+/// How the work of one row is cut. Measured on an H200, which has 132 processors.
 pub(super) fn tuning(weights: Weights, epilogue: Epilogue) -> Tuning {
-    let across = if epilogue.gated() { 2 } else { 1 };
-    let _ = weights;
-    Tuning { together: 1, across, warps_max: 16, workgroups_max: 528, depth_max: 64, pad: 2 }
+    let base = Tuning { together: 1, across: 1, warps_max: 16, workgroups_max: 1 << 15, depth_max: 64, keep_row: false };
+    let pair = if epilogue.gated() { 2 } else { 1 };
+    match (weights.format, weights.tiles) {
+        (TileFormat::F16, 0..=1024) => Tuning { across: if weights.tiles > 132 { 2 } else { pair }, ..base },
+        (TileFormat::F16, _) => Tuning { across: pair, ..base },
+        (_, 0..=132) => Tuning { together: pair, ..base },
+        (_, 133..=512) => Tuning { together: 2, ..base },
+        (_, 513..=2048) => Tuning { together: 2, across: 2, workgroups_max: 132, ..base },
+        _ => Tuning { together: 2, across: 2, workgroups_max: 264, depth_max: 128, ..base },
+    }
 }
 
 /// How the work of many rows is cut.

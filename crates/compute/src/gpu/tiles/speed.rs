@@ -143,7 +143,11 @@ impl Bench {
     }
 
     fn one_row(&self, shape: usize, tuned: Option<Tuning>) -> Vec<Dispatch> {
-        let (_, _, _, _, gated, normed) = SHAPES[shape];
+        self.one_row_normed(shape, tuned, SHAPES[shape].5)
+    }
+
+    fn one_row_normed(&self, shape: usize, tuned: Option<Tuning>, normed: bool) -> Vec<Dispatch> {
+        let (_, _, _, _, gated, _) = SHAPES[shape];
         let epilogue = if gated { Epilogue::Gated(Activation::Silu) } else { Epilogue::Store };
         let each = |matrix: &TileMatrix| {
             let mut bindings: Vec<_> = std::iter::once(&matrix.weights).chain(&matrix.scales).map(Binding::whole).collect();
@@ -219,27 +223,39 @@ fn tiles_speed() {
 fn sweep(bench: &Bench, clock: &Clock, format: TileFormat) {
     for (shape, (name, _, k, count, gated, _)) in SHAPES.into_iter().enumerate() {
         let mut tried = Vec::new();
-        for (together, across, warps_max) in [(1, 1, 8), (1, 2, 16), (2, 1, 8), (2, 2, 16), (1, 1, 16), (1, 1, 32)] {
-            if gated && together * across < 2 || k == 2048 && warps_max != 8 * across || k == 8192 && (together == 2 || across > 2) {
+        for (together, across, warps_max) in [(1, 1, 8), (1, 2, 16), (2, 1, 8), (2, 2, 16), (1, 1, 16)] {
+            if gated && together * across < 2
+                || shape == 1
+                || shape == 3
+                || k == 2048 && warps_max != 8 * across
+                || k == 8192 && (together == 2 || across > 2)
+            {
                 continue;
             }
             if format == TileFormat::F16 && (together == 2 || warps_max == 32) {
                 continue;
             }
-            for (workgroups_max, depth_max, pad) in
-                [132u32, 264, u32::MAX].into_iter().flat_map(|g| [(64, 2), (64, 4), (128, 2), (128, 4)].map(|(d, p)| (g, d, p)))
+            for (workgroups_max, depth_max, keep_row) in [132u32, 264, u32::MAX]
+                .into_iter()
+                .flat_map(|g| [(64, false), (128, false), (64, true), (128, true)].map(|(d, p)| (g, d, p)))
             {
-                if format == TileFormat::F16 && (depth_max, pad) != (64, 2)
-                    || k == 2048 && shape != 4 && shape != 2 && workgroups_max == 264
-                {
+                if format == TileFormat::F16 && depth_max != 64 || k == 2048 && shape != 4 && shape != 2 && workgroups_max == 264 {
                     continue;
                 }
                 if workgroups_max != u32::MAX && workgroups_max * together * across >= SHAPES[shape].1 {
                     continue;
                 }
-                let tuning = Tuning { together, across, warps_max, workgroups_max, depth_max, pad };
-                let us = clock.steady(&bench.one_row(shape, Some(tuning))) / count as f64;
-                tried.push((us, format!("{us:.2} us: {together} {across} w{warps_max} g{workgroups_max} d{depth_max} p{pad}")));
+                let tuning = Tuning { together, across, warps_max, workgroups_max, depth_max, keep_row };
+                for normed in [true, false] {
+                    if normed != SHAPES[shape].5 && (depth_max != 64 || keep_row || normed) {
+                        continue;
+                    }
+                    let us = clock.steady(&bench.one_row_normed(shape, Some(tuning), normed)) / count as f64;
+                    tried.push((
+                        us,
+                        format!("{us:.2} us: {together} {across} w{warps_max} g{workgroups_max} d{depth_max} {keep_row} {normed}"),
+                    ));
+                }
             }
         }
         tried.sort_by(|a, b| a.0.total_cmp(&b.0));
