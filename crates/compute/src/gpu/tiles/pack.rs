@@ -82,17 +82,28 @@ pub struct Mlx4<'a> {
 }
 
 impl Mlx4<'_> {
-    /// The words of 32 elements, four, and their scale and bias.
+    /// A row: its words, and its scales and biases, one for 64 elements each.
+    fn row(&self, row: usize) -> Mlx4<'_> {
+        let (words, parts) = (self.k / 2, self.k / 32);
+        Mlx4 {
+            n: 1,
+            words: &self.words[row * words..][..words],
+            scales: &self.scales[row * parts..][..parts],
+            biases: &self.biases[row * parts..][..parts],
+            ..*self
+        }
+    }
+
+    /// Of the first row the four words of 32 elements, and their scale and bias.
     #[inline(always)]
-    fn group(&self, row: usize, group: usize) -> ([u32; 4], Affine) {
-        let at = (row * self.k + group * GROUP) / 2;
-        let words = std::array::from_fn(|i| word(self.words, at + 4 * i));
-        let at = (row * self.k / 64 + group / 2) * 2;
+    fn group(&self, group: usize) -> ([u32; 4], Affine) {
+        let bytes: &[u8; 16] = self.words[group * 16..].first_chunk().expect("16 bytes for 32 elements");
+        let at = group / 2 * 2;
         let float = |bytes: &[u8]| match self.float {
             DType::BF16 => bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
             _ => half_at(bytes, at),
         };
-        (words, Affine::new(float(self.scales), float(self.biases)))
+        (std::array::from_fn(|i| word(bytes, 4 * i)), Affine::new(float(self.scales), float(self.biases)))
     }
 
     fn check(&self) -> Result<(), GpuError> {
@@ -146,9 +157,10 @@ impl TileSource<'_> {
                 return;
             }
             TileSource::Rows(view) => dequantise_row(view.dtype(), view.row(row), floats),
-            TileSource::Mlx4(_) => {
+            TileSource::Mlx4(m) => {
+                let row = Row::Mlx4(m.row(row));
                 for (group, out) in floats.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-                    let Group { q, scales } = self.group(row, group);
+                    let Group { q, scales } = row.group(group);
                     out.iter_mut().zip(q).for_each(|(x, q)| *x = f32::from(q) * scales[0].d.to_f32() + scales[0].m.to_f32());
                 }
             }
@@ -156,13 +168,29 @@ impl TileSource<'_> {
         out.convert_from_f32_slice(floats);
     }
 
+    fn row(&self, row: usize) -> Row<'_> {
+        match self {
+            TileSource::Rows(view) => Row::Blocks(view.dtype(), view.row(row)),
+            TileSource::Mlx4(m) => Row::Mlx4(m.row(row)),
+        }
+    }
+}
+
+/// One quantised row.
+#[derive(Clone, Copy)]
+enum Row<'a> {
+    Blocks(DType, &'a [u8]),
+    Mlx4(Mlx4<'a>),
+}
+
+impl Row<'_> {
     /// 32 quantised elements of a row.
     #[inline(always)]
-    fn group(&self, row: usize, group: usize) -> Group {
+    fn group(&self, group: usize) -> Group {
         match self {
-            TileSource::Rows(view) => block_group(view.dtype(), view.row(row), group),
-            TileSource::Mlx4(m) => {
-                let (words, scale) = m.group(row, group);
+            Row::Blocks(dtype, row) => block_group(*dtype, row, group),
+            Row::Mlx4(m) => {
+                let (words, scale) = m.group(group);
                 Group { q: std::array::from_fn(|i| (words[i / 8] >> (i % 8 * 4) & 15) as u8), scales: [scale; 2] }
             }
         }
@@ -170,19 +198,19 @@ impl TileSource<'_> {
 
     /// 32 elements of a row of four bits, as the words and the scale that `Q4` tiles take.
     #[inline(always)]
-    fn nibbles(&self, row: usize, group: usize) -> ([u32; 4], Affine) {
+    fn nibbles(&self, group: usize) -> ([u32; 4], Affine) {
         match self {
-            TileSource::Mlx4(m) => {
-                let ([a, b, c, d], scale) = m.group(row, group);
+            Row::Mlx4(m) => {
+                let ([a, b, c, d], scale) = m.group(group);
                 let (low, high) = (|a: u32, b: u32| unzip(a & 0xffff | b << 16), |a: u32, b: u32| unzip(a >> 16 | b & 0xffff_0000));
                 ([low(a, b), low(c, d), high(a, b), high(c, d)], scale)
             }
-            TileSource::Rows(view) if view.dtype() == DType::Q4_0 => {
-                let block = &view.row(row)[group * 18..][..18];
+            Row::Blocks(DType::Q4_0, row) => {
+                let block = &row[group * 18..][..18];
                 (halves_of_bytes(&block[2..]), Affine::centred(half_at(block, 0), 8.0))
             }
-            TileSource::Rows(_) => {
-                let Group { q, scales } = self.group(row, group);
+            Row::Blocks(..) => {
+                let Group { q, scales } = self.group(group);
                 let packed: [u8; 16] = std::array::from_fn(|i| q[i] | q[16 + i] << 4);
                 (halves_of_bytes(&packed), scales[0])
             }
@@ -401,8 +429,8 @@ impl<'a> Packing<'a> {
                         source.halves(row, &mut floats, &mut halves[..self.k]);
                         place_halves(&halves, r, weights);
                     }
-                    TileFormat::Q4 => self.place_nibbles(source, row, r, weights, scales),
-                    TileFormat::Q8 => self.place_bytes(source, row, r, weights, scales),
+                    TileFormat::Q4 => self.place_nibbles(source.row(row), r, weights, scales),
+                    TileFormat::Q8 => self.place_bytes(source.row(row), r, weights, scales),
                 }
             }
         }
@@ -424,19 +452,19 @@ impl<'a> Packing<'a> {
         None
     }
 
-    fn place_nibbles(&self, source: &TileSource<'_>, row: usize, r: usize, weights: &mut [u32], scales: &mut [u32]) {
+    fn place_nibbles(&self, row: Row<'_>, r: usize, weights: &mut [u32], scales: &mut [u32]) {
         let tiles = weights.as_chunks_mut::<64>().0.iter_mut().zip(scales.as_chunks_mut::<16>().0);
         for (group, (weights, scales)) in tiles.take(self.k / GROUP).enumerate() {
-            let (words, scale) = source.nibbles(row, group);
+            let (words, scale) = row.nibbles(group);
             weights[4 * r..4 * r + 4].copy_from_slice(&words);
             scales[r] = scale.word();
         }
     }
 
-    fn place_bytes(&self, source: &TileSource<'_>, row: usize, r: usize, weights: &mut [u32], scales: &mut [u32]) {
+    fn place_bytes(&self, row: Row<'_>, r: usize, weights: &mut [u32], scales: &mut [u32]) {
         let tiles = weights.as_chunks_mut::<128>().0.iter_mut().zip(scales.as_chunks_mut::<32>().0);
         for (group, (weights, scales)) in tiles.take(self.k / GROUP).enumerate() {
-            let Group { q, scales: [low, high] } = source.group(row, group);
+            let Group { q, scales: [low, high] } = row.group(group);
             for (i, word) in weights[8 * r..8 * r + 8].iter_mut().enumerate() {
                 let quad = 4 * (i % 4 * 2 + i / 4);
                 *word = u32::from_le_bytes([q[quad], q[quad + 2], q[quad + 1], q[quad + 3]]);

@@ -219,12 +219,12 @@ pub(super) fn tuning(weights: Weights, epilogue: Epilogue) -> Tuning {
     let base = Tuning { together: 1, across: 1, warps_max: 16, workgroups_max: 1 << 15, depth_max: 64, keep_row: false };
     let pair = if epilogue.gated() { 2 } else { 1 };
     match (weights.format, weights.tiles) {
-        (TileFormat::F16, 0..=1024) => Tuning { across: if weights.tiles > 132 { 2 } else { pair }, ..base },
+        (TileFormat::F16, 133..=2048) => Tuning { together: 2, warps_max: 8, ..base },
         (TileFormat::F16, _) => Tuning { across: pair, ..base },
         (_, 0..=132) => Tuning { together: pair, ..base },
         (_, 133..=512) => Tuning { together: 2, ..base },
-        (_, 513..=2048) => Tuning { together: 2, across: 2, workgroups_max: 132, ..base },
-        _ => Tuning { together: 2, across: 2, workgroups_max: 264, depth_max: 128, ..base },
+        (_, 513..=2048) => Tuning { together: 2, across: 2, workgroups_max: 132, keep_row: true, ..base },
+        _ => Tuning { together: 2, across: 2, workgroups_max: 264, keep_row: true, ..base },
     }
 }
 

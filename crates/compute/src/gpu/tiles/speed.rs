@@ -2,7 +2,6 @@
 //!
 //! A clock that idles is slow: before each figure a reference product keeps the device busy, and is timed again right after.
 
-use super::one_row::Tuning;
 use super::product::tuning;
 use super::tests::Random;
 use super::text::{Epilogue, Weights};
@@ -142,18 +141,14 @@ impl Bench {
         }
     }
 
-    fn one_row(&self, shape: usize, tuned: Option<Tuning>) -> Vec<Dispatch> {
-        self.one_row_normed(shape, tuned, SHAPES[shape].5)
-    }
-
-    fn one_row_normed(&self, shape: usize, tuned: Option<Tuning>, normed: bool) -> Vec<Dispatch> {
-        let (_, _, _, _, gated, _) = SHAPES[shape];
+    fn one_row(&self, shape: usize) -> Vec<Dispatch> {
+        let (_, _, _, _, gated, normed) = SHAPES[shape];
         let epilogue = if gated { Epilogue::Gated(Activation::Silu) } else { Epilogue::Store };
         let each = |matrix: &TileMatrix| {
             let mut bindings: Vec<_> = std::iter::once(&matrix.weights).chain(&matrix.scales).map(Binding::whole).collect();
             bindings.extend(if normed { vec![&self.residual, &self.norm] } else { vec![&self.x] }.into_iter().map(Binding::whole));
             bindings.push(Binding::whole(&self.y));
-            let tuning = tuned.unwrap_or_else(|| tuning(matrix.shape, epilogue));
+            let tuning = tuning(matrix.shape, epilogue);
             matrix.one_row_tuned(&self.gpu, normed.then_some(Norm { eps: 1e-5 }), (epilogue, tuning), &bindings).unwrap()
         };
         self.matrices[shape].iter().flat_map(each).collect()
@@ -191,17 +186,14 @@ fn tiles_speed() {
     assert!(gpu.info().cooperative);
     println!("{:?}", gpu.info());
     for format in FORMATS {
-        if std::env::var("DRIFTWOOD_FORMAT").is_ok_and(|f| f != format!("{format:?}")) {
-            continue;
-        }
         let bench = Bench::new(&gpu, format);
-        let clock = Clock::new(&gpu, bench.one_row(2, None));
+        let clock = Clock::new(&gpu, bench.one_row(2));
         println!("{format:?}: reference {:.1} us", clock.reference_us);
         for (shape, (name, tiles, k, count, ..)) in SHAPES.into_iter().enumerate() {
-            let us = clock.steady(&bench.one_row(shape, None)) / count as f64;
+            let us = clock.steady(&bench.one_row(shape)) / count as f64;
             println!("{format:?} {name} {}x{k}: {us:.2} us, {:.0} GB/s", tiles * 16, bench.matrices[shape][0].bytes() as f64 / us / 1e3);
         }
-        println!("{format:?} whole token: {:.1} us", clock.steady(&bench.token(|shape| bench.one_row(shape, None))));
+        println!("{format:?} whole token: {:.1} us", clock.steady(&bench.token(|shape| bench.one_row(shape))));
         for rows in [2, 16, 64] {
             let us: Vec<_> = (0..5).map(|s| clock.steady(&bench.many_rows(s, rows)) / SHAPES[s].3 as f64).collect();
             let token = clock.steady(&bench.token(|shape| bench.many_rows(shape, rows)));
@@ -213,53 +205,32 @@ fn tiles_speed() {
             let tera: Vec<_> = us.iter().enumerate().map(|(s, us)| flops(s) / us / 1e6).collect();
             println!("{format:?} {rows} rows: {us:.1?} us, {tera:.0?} TFLOP/s");
         }
-        if std::env::var_os("DRIFTWOOD_SWEEP").is_some() {
-            sweep(&bench, &clock, format);
-        }
     }
 }
 
-#[allow(clippy::print_stdout, reason = "a table")]
-fn sweep(bench: &Bench, clock: &Clock, format: TileFormat) {
-    for (shape, (name, _, k, count, gated, _)) in SHAPES.into_iter().enumerate() {
-        let mut tried = Vec::new();
-        for (together, across, warps_max) in [(1, 1, 8), (1, 2, 16), (2, 1, 8), (2, 2, 16), (1, 1, 16)] {
-            if gated && together * across < 2
-                || shape == 1
-                || shape == 3
-                || k == 2048 && warps_max != 8 * across
-                || k == 8192 && (together == 2 || across > 2)
-            {
-                continue;
-            }
-            if format == TileFormat::F16 && (together == 2 || warps_max == 32) {
-                continue;
-            }
-            for (workgroups_max, depth_max, keep_row) in [132u32, 264, u32::MAX]
-                .into_iter()
-                .flat_map(|g| [(64, false), (128, false), (64, true), (128, true)].map(|(d, p)| (g, d, p)))
-            {
-                if format == TileFormat::F16 && depth_max != 64 || k == 2048 && shape != 4 && shape != 2 && workgroups_max == 264 {
-                    continue;
-                }
-                if workgroups_max != u32::MAX && workgroups_max * together * across >= SHAPES[shape].1 {
-                    continue;
-                }
-                let tuning = Tuning { together, across, warps_max, workgroups_max, depth_max, keep_row };
-                for normed in [true, false] {
-                    if normed != SHAPES[shape].5 && (depth_max != 64 || keep_row || normed) {
-                        continue;
-                    }
-                    let us = clock.steady(&bench.one_row_normed(shape, Some(tuning), normed)) / count as f64;
-                    tried.push((
-                        us,
-                        format!("{us:.2} us: {together} {across} w{warps_max} g{workgroups_max} d{depth_max} {keep_row} {normed}"),
-                    ));
-                }
-            }
-        }
-        tried.sort_by(|a, b| a.0.total_cmp(&b.0));
-        println!("{format:?} {name}");
-        tried.iter().take(10).for_each(|(_, line)| println!("   {line}"));
+#[test]
+#[ignore = "needs a GPU; prints how long weights take to pack and to send"]
+#[allow(clippy::print_stdout, reason = "the figures are what it is for")]
+fn packing_speed() {
+    let gpu = Gpu::open(None).unwrap();
+    let (n, k) = (1 << 17, 2048);
+    let words: Vec<u8> = (0..n * k / 2).map(|i| (i * 37) as u8).collect();
+    let parts: Vec<u8> = (0..n * k / 64).flat_map(|i| [(i * 5) as u8, 0x3c]).collect();
+    let mlx = Mlx4 { n, k, words: &words, scales: &parts, biases: &parts, float: driftwood_region::DType::BF16 };
+    let sources = [TileSource::Mlx4(mlx)];
+    let packing = Packing::new(&sources, Arrange::Stacked).unwrap();
+    let (mut weights, mut scales) =
+        (vec![1; packing.tiles() * packing.tile_words()], vec![1; packing.tiles() * packing.tile_scale_words()]);
+    let threads = std::thread::available_parallelism().unwrap().get();
+    for _ in 0..3 {
+        let start = Instant::now();
+        packing.pack(0..packing.tiles(), threads, &mut weights, &mut scales);
+        let seconds = start.elapsed().as_secs_f64();
+        let gb = (words.len() + 2 * parts.len()) as f64 / 1e9;
+        println!("packing {gb:.2} GB of MLX's 4 bits on {threads} threads: {:.1} ms, {:.2} GB/s", seconds * 1e3, gb / seconds);
+        let start = Instant::now();
+        let matrix = TileMatrix::upload(&gpu, &sources, Arrange::Stacked).unwrap();
+        gpu.wait().unwrap();
+        println!("the same, sent to the device as {} bytes: {:.1} ms", matrix.bytes(), start.elapsed().as_secs_f64() * 1e3);
     }
 }

@@ -372,9 +372,9 @@ fn activate(activation: Activation, g: f64) -> f64 {
 }
 
 /// Compares some rows of a trial with f64.
-fn assert_right(trial: &Trial<'_>, weights: &[Vec<f32>], rows: usize, got: &[f32]) {
+fn assert_right(matrix: &str, trial: &Trial<'_>, weights: &[Vec<f32>], got: &[f32]) {
     let (stride, padded, n) = (trial.stride(), padded_len(trial.matrix.k()), trial.matrix.n());
-    for row in (0..rows).filter(|row| row % 41 == 0) {
+    for row in (0..trial.rows).filter(|row| row % 41 == 0) {
         let x = &trial.x[row * padded..][..padded];
         for i in 0..n {
             let got = f64::from(got[row * stride + i]);
@@ -392,21 +392,21 @@ fn assert_right(trial: &Trial<'_>, weights: &[Vec<f32>], rows: usize, got: &[f32
                     (gate * u, GATED_TOLERANCE * ((gate * u).abs() + 0.01) + inherited)
                 }
             };
-            assert!((got - want).abs() <= allowed, "{:?} {row} {i}: {got} for {want}, {allowed} off", trial.kind);
+            assert!((got - want).abs() <= allowed, "{matrix} {:?}, row {row}, output {i}: {got} for {want} +- {allowed}", trial.kind);
         }
         assert!(got[row * stride..][n..stride].iter().all(|x| *x == 0.0), "padding was written");
     }
 }
 
 /// One matrix in every company: each row's bits are the same.
-fn assert_same_in_company(trial: &Trial<'_>, weights: &[Vec<f32>]) {
+fn assert_same_in_company(matrix: &str, trial: &Trial<'_>, weights: &[Vec<f32>]) {
     let all = trial.run(0, trial.rows, Some(trial.rows));
-    assert_right(trial, weights, trial.rows, &all);
+    assert_right(matrix, trial, weights, &all);
     // What is added to depends on the row's place, which is 0 for a row alone.
     let stride = trial.stride();
     let same = |name: &str, got: &[f32], first: usize| {
         let differ = got.iter().zip(&all[first * stride..]).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        assert_eq!(differ, 0, "{name}: {differ} of {} differ, {:?}", got.len(), trial.kind);
+        assert_eq!(differ, 0, "{matrix} {:?}, {name}: {differ} of {} differ", trial.kind, got.len());
     };
     for (rows, most) in [(1, 2), (2, 2), (16, 16), (17, 20), (33, 64), (64, 64), (64, 100)] {
         if rows <= trial.rows {
@@ -435,8 +435,7 @@ fn products_of_every_format_are_right_in_every_company() {
             let sources = [stored.source(), stored.source()];
             let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
             let (trial, weights) = trial_of(&gpu, sources, kind, 300);
-            eprintln!("{name} {kind:?}");
-            assert_same_in_company(&trial, &weights);
+            assert_same_in_company(&name, &trial, &weights);
         }
     }
 }
@@ -451,9 +450,8 @@ fn products_of_every_shape_are_right_in_every_company() {
             let stored = [0, 1].map(|_| Stored::rows(&mut random, dtype, n, k));
             let sources = [stored[0].source(), stored[1].source()];
             let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
-            eprintln!("{n} {k} {dtype}");
             let (trial, weights) = trial_of(&gpu, sources, kind, 150);
-            assert_same_in_company(&trial, &weights);
+            assert_same_in_company(&format!("{n}x{k} {dtype}"), &trial, &weights);
         }
     }
 }
