@@ -4,9 +4,12 @@ use super::super::{Gpu, GpuError};
 use super::pack::{Arrange, Packing, TileFormat, TileSource};
 use super::text::Weights;
 use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that are packed and sent at a time.
-const PIECE_BYTES: usize = 64 << 20;
+/// Bytes that a thread packs and sends at a time.
+const PIECE_BYTES: usize = 4 << 20;
+/// Pieces after which they are handed to the device.
+const PIECES_WAITING: usize = 16;
 
 /// One matrix, or several that are multiplied at once, as tiles on the device.
 #[derive(Debug)]
@@ -62,22 +65,37 @@ impl TileMatrix {
     }
 }
 
-/// Packs and sends pieces of whole row tiles.
+/// Packs and sends pieces of whole row tiles, on as many threads as the machine has.
 fn send(gpu: &Gpu, packing: &Packing<'_>, weights: &wgpu::Buffer, scales: Option<&wgpu::Buffer>) -> Result<(), GpuError> {
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let (words, scale_words) = (packing.tile_words(), packing.tile_scale_words());
     let piece = (PIECE_BYTES / (4 * (words + scale_words))).max(1);
-    let (mut packed, mut packed_scales) = (Vec::new(), Vec::new());
-    for first in (0..packing.tiles()).step_by(piece) {
-        let tiles = first..packing.tiles().min(first + piece);
-        packed.resize(tiles.len() * words, 0);
-        packed_scales.resize(tiles.len() * scale_words, 0);
-        packing.pack(tiles, threads, &mut packed, &mut packed_scales);
-        gpu.queue().write_buffer(weights, 4 * (first * words) as u64, bytemuck::cast_slice(&packed));
-        if let Some(scales) = scales {
-            gpu.queue().write_buffer(scales, 4 * (first * scale_words) as u64, bytemuck::cast_slice(&packed_scales));
+    let pieces = packing.tiles().div_ceil(piece);
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(pieces);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let (mut packed, mut packed_scales) = (Vec::new(), Vec::new());
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let tiles = index * piece..packing.tiles().min((index + 1) * piece);
+            if index >= pieces {
+                return Ok(());
+            }
+            packed.resize(tiles.len() * words, 0);
+            packed_scales.resize(tiles.len() * scale_words, 0);
+            packing.pack(tiles.clone(), 1, &mut packed, &mut packed_scales);
+            gpu.queue().write_buffer(weights, 4 * (tiles.start * words) as u64, bytemuck::cast_slice(&packed));
+            if let Some(scales) = scales {
+                gpu.queue().write_buffer(scales, 4 * (tiles.start * scale_words) as u64, bytemuck::cast_slice(&packed_scales));
+            }
+            // So that not all of a long matrix waits in staging memory.
+            if index % PIECES_WAITING == PIECES_WAITING - 1 {
+                gpu.submit(gpu.encoder())?;
+            }
         }
-        gpu.submit(gpu.encoder())?;
-    }
-    Ok(())
+    };
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        running.into_iter().fold(work(), |sent, thread| sent.and(thread.join().expect("packing does not panic")))
+    })?;
+    gpu.submit(gpu.encoder())
 }
