@@ -166,19 +166,16 @@ impl TileMatrix {
         let ((to, epilogue), most) = (output.parts(), many.most as u32);
         let kernel = many_rows_kernel(self.shape, epilogue, most);
         room("the count", many.count, 4)?;
+        room("the scratch memory", many.scratch, self.scratch_bytes(many.most) as usize)?;
         let mut bindings = self.bindings();
         bindings.extend([x, many.count, if kernel.split { many.scratch } else { to }]);
         let workgroups = kernel.workgroups(most);
-        let (asked, limit) = (u64::from(workgroups[0].max(workgroups[1])), u64::from(gpu.info().workgroups_max));
-        if asked > limit {
-            return Err(GpuError::BeyondLimit { what: "workgroups of a dispatch", asked, limit });
-        }
+        grid(gpu, workgroups[0].max(workgroups[1]) as usize)?;
         let compiled = gpu.kernel("product of many rows", KernelSource::Trusted(&kernel.text()))?;
         let product = gpu.dispatch(&compiled, &bindings, workgroups);
         if !kernel.split {
             return Ok(vec![product]);
         }
-        room("the scratch memory", many.scratch, kernel.scratch_bytes(most) as usize)?;
         let settle = gpu.kernel("sum of chunks", KernelSource::Trusted(&kernel.settle_text()))?;
         Ok(vec![product, gpu.dispatch(&settle, &[many.scratch, many.count, to], kernel.settle_workgroups(most))])
     }
@@ -187,7 +184,7 @@ impl TileMatrix {
 /// Norms up to `most` rows of `k` elements, as many as `count` says, into f16 rows padded with zeros to 256.
 ///
 /// # Errors
-/// If a binding is too short or the driver refuses.
+/// If a binding is too short, if there are more rows than workgroups, or if the driver refuses.
 pub fn norm_rows(
     gpu: &Gpu,
     k: usize,
@@ -199,6 +196,7 @@ pub fn norm_rows(
     room("the norm's weights", from.weight, 4 * k)?;
     room("the count", count, 4)?;
     room("the normed rows", to, 2 * padded_len(k) * most)?;
+    grid(gpu, most)?;
     let compiled = gpu.kernel("norm of rows", KernelSource::Trusted(&norm_rows_text(k as u32, from.norm)))?;
     Ok(gpu.dispatch(&compiled, &[from.residual, from.weight, count, to], [most as u32, 1, 1]))
 }
@@ -207,6 +205,16 @@ fn bad(why: &str) -> GpuError {
     GpuError::BadShape { why: why.to_owned() }
 }
 
+/// Checks an extent of a dispatch.
+fn grid(gpu: &Gpu, workgroups: usize) -> Result<(), GpuError> {
+    let (asked, limit) = (workgroups as u64, u64::from(gpu.info().workgroups_max));
+    if asked > limit {
+        return Err(GpuError::BeyondLimit { what: "workgroups of a dispatch", asked, limit });
+    }
+    Ok(())
+}
+
+/// Checks the length of a binding.
 fn room(what: &str, binding: Binding<'_>, bytes: usize) -> Result<(), GpuError> {
     if (binding.bytes as usize) < bytes {
         return Err(bad(&format!("{what} takes {bytes} bytes, its binding has {}", binding.bytes)));

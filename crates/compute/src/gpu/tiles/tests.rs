@@ -446,7 +446,10 @@ fn products_of_every_shape_are_right_in_every_company() {
     let gpu = cooperative();
     let mut random = Random(13);
     for (n, k) in [(1, 32), (16, 256), (17, 2048), (100, 4096 + 288), (40, 8960), (24, 14336), (9001, 64), (20000, 512)] {
-        for (dtype, kind) in [(DType::F16, Kind::Store), (DType::Q4_0, Kind::Add), (DType::Q8_0, Kind::Gated(Activation::Silu))] {
+        let kinds = [Kind::Store, Kind::Add, Kind::Gated(Activation::Silu)];
+        let all = [DType::F16, DType::Q4_0, DType::Q8_0].into_iter().enumerate().flat_map(|(i, d)| kinds.map(|kind| (i, d, kind)));
+        // Wide matrices are cut in more ways.
+        for (_, dtype, kind) in all.filter(|(i, _, kind)| n > 5000 || kinds[*i] == *kind) {
             let stored = [0, 1].map(|_| Stored::rows(&mut random, dtype, n, k));
             let sources = [stored[0].source(), stored[1].source()];
             let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
