@@ -2,6 +2,9 @@
 //!
 //! The row stands in all 16 columns of operand B, read with a stride of zero. Weights are read straight into registers, all of a chunk at
 //! once, and those of the next chunk as soon as a register is free. Four and eight bits go through workgroup memory to become operand A.
+//!
+//! naga's `subgroupBarrier` names no workgroup memory, so what it orders there is the driver's doing; the tests compare every bit.
+//! Operands in workgroup memory must begin at multiples of 16 bytes, so all arrays there are as long as a multiple of 16 bytes.
 
 use super::Norm;
 use super::pack::TileFormat;
