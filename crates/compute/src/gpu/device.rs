@@ -13,6 +13,10 @@ use wgpu::Features;
 
 /// The side of the matrix tiles that fast kernels multiply.
 const COOPERATIVE_SIDE: u32 = 16;
+/// What they count on besides: lanes of a subgroup, workgroup memory, and invocations of a workgroup.
+const TILE_LANES: u32 = 32;
+const TILE_WORKGROUP_BYTES: u32 = 48 << 10;
+const TILE_INVOCATIONS: u32 = 512;
 
 /// What a device is and offers.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +31,7 @@ pub struct GpuInfo {
     pub unified: bool,
     /// Whether it is a program on the CPU, such as lavapipe.
     pub software: bool,
-    /// Whether it multiplies 16x16 tiles of f16 with f32 sums, a tile a subgroup.
+    /// Whether it multiplies 16x16 tiles of f16 with f32 sums, a tile a subgroup of 32, and has room for the kernels of `tiles`.
     pub cooperative: bool,
     /// Whether shaders may use f16.
     pub f16: bool,
@@ -296,7 +300,11 @@ fn describe(adapter: &wgpu::Adapter, opened: &super::Opened) -> GpuInfo {
         unified: opened.unified,
         software: info.device_type == wgpu::DeviceType::Cpu,
         cooperative: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SHADER_F16)
-            && adapter.cooperative_matrix_properties().iter().any(tile),
+            && adapter.cooperative_matrix_properties().iter().any(tile)
+            && info.subgroup_min_size == TILE_LANES
+            && info.subgroup_max_size == TILE_LANES
+            && limits.max_compute_workgroup_storage_size >= TILE_WORKGROUP_BYTES
+            && limits.max_compute_invocations_per_workgroup >= TILE_INVOCATIONS,
         f16: features.contains(Features::SHADER_F16),
         import_align_bytes: opened.import_align_bytes,
         binding_align_bytes: limits.min_storage_buffer_offset_alignment.into(),

@@ -27,6 +27,12 @@ pub enum GpuError {
         /// What there is.
         limit: u64,
     },
+    /// Matrices or buffers that do not go together.
+    #[error("these shapes do not fit: {why}")]
+    BadShape {
+        /// What does not fit.
+        why: String,
+    },
     /// The driver refused an operation that our checks let through.
     #[error("the GPU driver failed: {why}")]
     Driver {

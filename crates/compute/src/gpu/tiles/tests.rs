@@ -1,0 +1,534 @@
+//! Packing on the CPU, the text of all kernels through naga's validator, and on a device every product against f64 and against itself.
+
+use super::pack::CHUNK;
+use super::product::{many_rows_kernel, tuning};
+use super::text::{Epilogue, Weights};
+use super::*;
+use crate::gpu::{Binding, Gpu, GpuError};
+use crate::{Arithmetic, Cpu, Simd, dequantise_row};
+use driftwood_region::{DType, Region, Shape, View};
+use half::{bf16, f16};
+use std::io::Write as _;
+use std::sync::Arc;
+
+const BLOCKS: [DType; 11] = [
+    DType::F32,
+    DType::F16,
+    DType::BF16,
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+];
+
+/// SplitMix64: the same on every machine.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// From -1 to 1.
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / 8_388_608.0 - 1.0
+    }
+}
+
+/// A matrix in memory: GGML's rows, or MLX's three parts.
+enum Stored {
+    Rows(View),
+    Mlx { n: usize, k: usize, words: Vec<u8>, scales: Vec<u8>, biases: Vec<u8>, float: DType },
+}
+
+impl Stored {
+    fn rows(random: &mut Random, dtype: DType, n: usize, k: usize) -> Stored {
+        let mut bytes: Vec<u8> = (0..dtype.bytes_of(k).unwrap() * n).map(|_| random.next() as u8).collect();
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            let x = random.float();
+            let mut half = |at: usize, x: f32| block[at..at + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
+            match dtype {
+                DType::F32 => block.copy_from_slice(&x.to_le_bytes()),
+                DType::F16 => half(0, x),
+                DType::BF16 => block.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
+                DType::Q8_0 => half(0, x / 127.0),
+                DType::Q4_0 | DType::Q5_0 => half(0, x / 16.0),
+                DType::Q4_1 | DType::Q5_1 => (half(0, x / 16.0), half(2, x * -0.4)).1,
+                DType::Q4_K | DType::Q5_K => (half(0, x / 512.0), half(2, x / 300.0)).1,
+                DType::Q6_K => half(208, x / 4096.0),
+                DType::U4 | DType::U8 | DType::I8 | DType::U32 => {}
+            }
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        let region = Arc::new(Region::map_file(&file).unwrap());
+        Stored::Rows(View::new(&region, 0, dtype, Shape::new(&[n, k]).unwrap()).unwrap())
+    }
+
+    fn mlx(random: &mut Random, float: DType, n: usize, k: usize) -> Stored {
+        let words = (0..n * k / 2).map(|_| random.next() as u8).collect();
+        let mut floats = |centre: f32| -> Vec<u8> {
+            let bits = |x: f32| if float == DType::F16 { f16::from_f32(x).to_bits() } else { bf16::from_f32(x).to_bits() };
+            (0..n * k / 64).flat_map(|_| bits(centre + 0.02 * random.float()).to_le_bytes()).collect()
+        };
+        let (scales, biases) = (floats(0.07), floats(-0.5));
+        Stored::Mlx { n, k, words, scales, biases, float }
+    }
+
+    fn source(&self) -> TileSource<'_> {
+        match self {
+            Stored::Rows(view) => TileSource::Rows(view),
+            Stored::Mlx { n, k, words, scales, biases, float } => {
+                TileSource::Mlx4(Mlx4 { n: *n, k: *k, words, scales, biases, float: *float })
+            }
+        }
+    }
+
+    /// A row as floats.
+    fn row(&self, row: usize) -> Vec<f32> {
+        let mut out = vec![0.0; self.source().k()];
+        match self {
+            Stored::Rows(view) => dequantise_row(view.dtype(), view.row(row), &mut out),
+            Stored::Mlx { k, words, scales, biases, float, .. } => {
+                let float = |parts: &[u8], at: usize| match float {
+                    DType::F16 => f16::from_le_bytes([parts[2 * at], parts[2 * at + 1]]).to_f32(),
+                    _ => bf16::from_le_bytes([parts[2 * at], parts[2 * at + 1]]).to_f32(),
+                };
+                for (i, x) in out.iter_mut().enumerate() {
+                    let (nibble, group) = (words[(row * k + i) / 2] >> (i % 2 * 4) & 15, (row * k + i) / 64);
+                    *x = f32::from(nibble) * float(scales, group) + float(biases, group);
+                }
+            }
+        }
+        out
+    }
+}
+
+/// A matrix of every stored format with rows of about `k` elements, a name beside it.
+fn every_format(n: usize, k: usize) -> Vec<(String, Stored)> {
+    let mut random = Random(7);
+    let fitting = |block: usize| (k / block).max(1) * block + if block == 1 { 5 } else { 0 };
+    let mut all: Vec<_> =
+        BLOCKS.iter().map(|dtype| (dtype.to_string(), Stored::rows(&mut random, *dtype, n, fitting(dtype.block_len())))).collect();
+    for float in [DType::F16, DType::BF16] {
+        all.push((format!("MLX with {float}"), Stored::mlx(&mut random, float, n, fitting(64))));
+    }
+    all
+}
+
+/// Tiles as a matrix again, (row tiles * 16, padded k): what the kernels multiply, rounded as they round.
+fn unpack(packing: &Packing<'_>) -> Vec<Vec<f32>> {
+    let tiles = packing.tiles();
+    let (mut words, mut scales) = (vec![!0; tiles * packing.tile_words()], vec![!0; tiles * packing.tile_scale_words()]);
+    packing.pack(0..tiles, 3, &mut words, &mut scales);
+    let padded = packing.k().next_multiple_of(CHUNK);
+    let half = |word: u32, at: u32| f16::from_bits((word >> (16 * at)) as u16).to_f32();
+    let element = |row: usize, i: usize| {
+        let (tile, r, group, e) = (row / 16, row % 16, i / 32, i % 32);
+        let at = tile * padded / 32 + group;
+        let (quad, inner) = (e / 4, e % 4);
+        // Of a row's words: those of even quads stand before those of odd ones.
+        let place = quad % 2 * 4 + quad / 2;
+        let (q, scale) = match packing.format() {
+            TileFormat::F16 => return half(words[at * 256 + e / 16 * 128 + r * 8 + e % 16 / 2], e as u32 % 2),
+            TileFormat::Q4 => {
+                let shift = place % 2 * 8 + inner / 2 * 4 + inner % 2 * 16;
+                (words[at * 64 + r * 4 + place / 2] >> shift & 15, scales[at * 16 + r])
+            }
+            TileFormat::Q8 => {
+                let shift = [0, 16, 8, 24][inner];
+                (words[at * 128 + r * 8 + place] >> shift & 255, scales[at * 32 + r * 2 + e / 16])
+            }
+        };
+        f16::from_f64(f64::from(q) * f64::from(half(scale, 0)) + f64::from(half(scale, 1))).to_f32()
+    };
+    (0..tiles * 16).map(|row| (0..padded).map(|i| element(row, i)).collect()).collect()
+}
+
+/// Compares row tiles with what was stored, `None` being padding: within three roundings to f16 of the largest of a group.
+fn assert_packed(name: &str, packing: &Packing<'_>, stored: impl Fn(usize) -> Option<Vec<f32>>) {
+    for (row, got) in unpack(packing).into_iter().enumerate() {
+        let mut want = stored(row).unwrap_or_default();
+        want.resize(got.len(), 0.0);
+        for (group, (got, want)) in got.chunks(32).zip(want.chunks(32)).enumerate() {
+            let size = want.iter().fold(0.0f32, |size, w| size.max(w.abs()));
+            for (got, want) in got.iter().zip(want) {
+                assert!((got - want).abs() <= 3.0 * size / 1024.0, "{name}: row {row}, group {group}: {got} for {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_hold_what_rows_held() {
+    for (name, stored) in every_format(37, 672) {
+        let sources = [stored.source()];
+        let packing = Packing::new(&sources, Arrange::Stacked).unwrap();
+        assert_packed(&name, &packing, |row| (row < 37).then(|| stored.row(row)));
+    }
+}
+
+#[test]
+fn exact_formats_lose_nothing() {
+    let mut random = Random(3);
+    for dtype in [DType::F16, DType::Q4_0, DType::Q8_0, DType::Q5_0] {
+        let stored = Stored::rows(&mut random, dtype, 16, 256);
+        let sources = [stored.source()];
+        let packing = Packing::new(&sources, Arrange::Stacked).unwrap();
+        for (row, got) in unpack(&packing).into_iter().enumerate() {
+            let want: Vec<f32> = stored.row(row).into_iter().map(|x| f16::from_f32(x).to_f32()).collect();
+            assert_eq!(got, want, "{dtype} row {row}");
+        }
+    }
+}
+
+#[test]
+fn matrices_are_stacked_and_interleaved() {
+    let mut random = Random(5);
+    let parts = [(DType::Q4_0, 21), (DType::Q6_K, 16), (DType::Q4_K, 7)].map(|(d, n)| Stored::rows(&mut random, d, n, 256));
+    let sources = [parts[0].source(), parts[1].source(), parts[2].source()];
+    let packing = Packing::new(&sources, Arrange::Stacked).unwrap();
+    assert_eq!((packing.format(), packing.n(), packing.tiles()), (TileFormat::Q8, 44, 3));
+    assert_packed("stacked", &packing, |row| {
+        let (part, row) =
+            [(0, row), (1, row.wrapping_sub(21)), (2, row.wrapping_sub(37))].into_iter().find(|(i, r)| *r < [21, 16, 7][*i])?;
+        Some(parts[part].row(row))
+    });
+    let pair = [DType::BF16, DType::Q4_1].map(|d| Stored::rows(&mut random, d, 23, 96));
+    let sources = [pair[0].source(), pair[1].source()];
+    let packing = Packing::new(&sources, Arrange::Interleaved).unwrap();
+    assert_eq!((packing.format(), packing.n(), packing.tiles()), (TileFormat::F16, 23, 4));
+    assert_packed("interleaved", &packing, |row| {
+        let inner = row / 32 * 16 + row % 16;
+        (inner < 23).then(|| pair[row / 16 % 2].row(inner))
+    });
+}
+
+#[test]
+fn what_does_not_fit_together_is_refused() {
+    let mut random = Random(5);
+    let [a, b, c] = [(8, 64), (9, 64), (8, 96)].map(|(n, k)| Stored::rows(&mut random, DType::F16, n, k));
+    let refused = |sources: &[TileSource<'_>], arrange: Arrange, why: &str| {
+        let error = Packing::new(sources, arrange).unwrap_err();
+        assert!(matches!(&error, GpuError::BadShape { .. }) && error.to_string().contains(why), "{error}");
+    };
+    refused(&[], Arrange::Stacked, "there are none");
+    refused(&[a.source(), c.source()], Arrange::Stacked, "different lengths");
+    refused(&[a.source(), b.source()], Arrange::Interleaved, "its own shape");
+    refused(&[a.source()], Arrange::Interleaved, "its own shape");
+    let short = Mlx4 { n: 2, k: 64, words: &[0; 64], scales: &[0; 4], biases: &[0; 2], float: DType::BF16 };
+    refused(&[TileSource::Mlx4(short)], Arrange::Stacked, "other lengths");
+    refused(&[TileSource::Mlx4(Mlx4 { biases: &[0; 4], float: DType::F32, ..short })], Arrange::Stacked, "types");
+    let integers = Stored::rows(&mut random, DType::U32, 2, 64);
+    refused(&[integers.source()], Arrange::Stacked, "integers");
+}
+
+/// Parses and validates a kernel, as a device with everything would.
+fn validate(name: &str, text: &str) {
+    let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{name}: {}\n{text}", e.emit_to_string(text)));
+    let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all());
+    validator.validate(&module).unwrap_or_else(|e| panic!("{name}: {}\n{text}", e.emit_to_string(text)));
+}
+
+#[test]
+fn every_kernel_is_valid() {
+    let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::Gated(Activation::Silu), Epilogue::Gated(Activation::GeluTanh)];
+    for (format, epilogue) in [TileFormat::F16, TileFormat::Q4, TileFormat::Q8].into_iter().flat_map(|f| epilogues.map(|e| (f, e))) {
+        for (tiles, k) in [(128, 2048), (1024, 2048), (8016, 2048), (128, 8192), (3, 301), (896, 14336), (2, 32), (768, 4096)] {
+            let weights = Weights { format, tiles, n: if epilogue.gated() { tiles * 8 - 3 } else { tiles * 16 - 3 }, k };
+            let name = format!("{weights:?} {epilogue:?}");
+            for norm in [None, Some(Norm { eps: 1e-5 })] {
+                let kernel = one_row::OneRow::new(weights, norm, epilogue, tuning(weights, epilogue));
+                validate(&name, &kernel.text());
+            }
+            for most in [2, 17, 64, 300, 4096] {
+                let kernel = many_rows_kernel(weights, epilogue, most);
+                validate(&name, &kernel.text());
+                validate(&name, &kernel.settle_text());
+            }
+            validate(&name, &many_rows::norm_rows_text(k, Norm { eps: 1e-6 }));
+        }
+    }
+}
+
+/// Bytes around every output, and what they hold.
+const GUARD: usize = 256;
+const GUARD_BYTE: u8 = 0xa5;
+/// How far a product may be from f64, as a share of the sum of its terms' magnitudes: sums in f32 whose products are truncated.
+const TOLERANCE: f64 = 4e-6;
+/// How far a gated output may be: f16, after exp and a division in f32.
+const GATED_TOLERANCE: f64 = 1.5e-3;
+
+fn cooperative() -> Arc<Gpu> {
+    let gpu = Gpu::open(None).unwrap();
+    assert!(gpu.info().cooperative, "{:?} has no cooperative matrices", gpu.info());
+    gpu
+}
+
+/// What a product does with its values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Store,
+    Add,
+    Gated(Activation),
+}
+
+/// A product under test: weights on the device, and rows.
+struct Trial<'a> {
+    gpu: &'a Gpu,
+    matrix: TileMatrix,
+    kind: Kind,
+    /// (row, padded k)
+    x: Vec<f16>,
+    rows: usize,
+}
+
+impl Trial<'_> {
+    fn stride(&self) -> usize {
+        if matches!(self.kind, Kind::Gated(_)) { padded_len(self.matrix.n()) } else { self.matrix.n() }
+    }
+
+    fn out_bytes(&self, rows: usize) -> usize {
+        rows * self.stride() * if matches!(self.kind, Kind::Gated(_)) { 2 } else { 4 }
+    }
+
+    /// What stands in an output before the product.
+    fn before(&self, rows: usize) -> Vec<u8> {
+        match self.kind {
+            Kind::Gated(_) => vec![0; self.out_bytes(rows)],
+            Kind::Store => vec![0xff; self.out_bytes(rows)],
+            Kind::Add => (0..rows * self.stride()).flat_map(|i| ((i % 977) as f32 / 97.0).to_le_bytes()).collect(),
+        }
+    }
+
+    /// The outputs of rows from `first` on, (row, stride), in f32. `None` multiplies one row alone, else there may be `most`.
+    fn run(&self, first: usize, rows: usize, most: Option<usize>) -> Vec<f32> {
+        let room = most.unwrap_or(1);
+        let mut x = self.x[first * padded_len(self.matrix.k())..].to_vec();
+        x.truncate(rows * padded_len(self.matrix.k()));
+        x.resize(room * padded_len(self.matrix.k()), f16::NAN);
+        let x = upload(self.gpu, bytemuck::cast_slice(&x));
+        self.run_input(rows, most, Input::Halves(Binding::whole(&x)))
+    }
+
+    fn run_input(&self, rows: usize, most: Option<usize>, input: Input<'_>) -> Vec<f32> {
+        let room = most.unwrap_or(1);
+        let guard = [GUARD_BYTE; GUARD];
+        let before = [&guard[..], &self.before(room), &guard].concat();
+        let out = upload(self.gpu, &before);
+        let to = Binding { buffer: &out, offset_bytes: GUARD as u64, bytes: self.out_bytes(room) as u64 };
+        let count = upload(self.gpu, &(rows as u32).to_le_bytes());
+        let scratch = self.gpu.buffer("scratch", self.matrix.scratch_bytes(room).max(4)).unwrap();
+        let many = |most| Rows::Many(Many { most, count: Binding::whole(&count), scratch: Binding::whole(&scratch) });
+        let output = match self.kind {
+            Kind::Store => Output::Store(to),
+            Kind::Add => Output::Add(to),
+            Kind::Gated(activation) => Output::Gated(to, activation),
+        };
+        let dispatches = self.matrix.product(self.gpu, most.map_or(Rows::One, many), input, output).unwrap();
+        self.gpu.run(&dispatches).unwrap();
+        let mut after = vec![0; before.len()];
+        self.gpu.read(&out, 0, &mut after).unwrap();
+        let end = GUARD + self.out_bytes(rows);
+        assert!(after[..GUARD] == before[..GUARD] && after[end..] == before[end..], "bytes around {rows} rows were written");
+        match self.kind {
+            Kind::Gated(_) => after[GUARD..end].as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            _ => after[GUARD..end].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        }
+    }
+}
+
+fn upload(gpu: &Gpu, bytes: &[u8]) -> wgpu::Buffer {
+    let padded = [bytes, &[0; 3][..(4 - bytes.len() % 4) % 4]].concat();
+    let buffer = gpu.buffer("test", padded.len() as u64).unwrap();
+    gpu.queue().write_buffer(&buffer, 0, &padded);
+    buffer
+}
+
+/// Random f16 rows, with zeros in the padding.
+fn random_rows(random: &mut Random, rows: usize, k: usize) -> Vec<f16> {
+    let row = |_| (0..padded_len(k)).map(|i| if i < k { f16::from_f32(random.float()) } else { f16::ZERO }).collect::<Vec<_>>();
+    (0..rows).flat_map(row).collect()
+}
+
+/// A product in f64 of the very weights that the tiles hold, and the sum of magnitudes.
+fn dot(w: &[f32], x: &[f16]) -> (f64, f64) {
+    let terms = w.iter().zip(x).map(|(w, x)| f64::from(*w) * x.to_f64());
+    terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()))
+}
+
+fn activate(activation: Activation, g: f64) -> f64 {
+    match activation {
+        Activation::Silu => g / (1.0 + (-g).exp()),
+        Activation::GeluTanh => 0.5 * g * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3))).tanh()),
+    }
+}
+
+/// Compares some rows of a trial with f64.
+fn assert_right(matrix: &str, trial: &Trial<'_>, weights: &[Vec<f32>], got: &[f32]) {
+    let (stride, padded, n) = (trial.stride(), padded_len(trial.matrix.k()), trial.matrix.n());
+    for row in (0..trial.rows).filter(|row| row % 41 == 0) {
+        let x = &trial.x[row * padded..][..padded];
+        for i in 0..n {
+            let got = f64::from(got[row * stride + i]);
+            let (want, allowed) = match trial.kind {
+                Kind::Store | Kind::Add => {
+                    let (value, size) = dot(&weights[i], x);
+                    let old = if trial.kind == Kind::Add { f64::from(((row * stride + i) % 977) as f32 / 97.0) } else { 0.0 };
+                    (value + old, TOLERANCE * (size + old))
+                }
+                Kind::Gated(activation) => {
+                    let [(g, g_size), (u, u_size)] = [0, 16].map(|to| dot(&weights[i / 16 * 32 + to + i % 16], x));
+                    let gate = activate(activation, g);
+                    // The gate's slope is at most 1.13.
+                    let inherited = TOLERANCE * (1.13 * g_size * u.abs() + u_size * gate.abs());
+                    (gate * u, GATED_TOLERANCE * ((gate * u).abs() + 0.01) + inherited)
+                }
+            };
+            assert!((got - want).abs() <= allowed, "{matrix} {:?}, row {row}, output {i}: {got} for {want} +- {allowed}", trial.kind);
+        }
+        assert!(got[row * stride..][n..stride].iter().all(|x| *x == 0.0), "padding was written");
+    }
+}
+
+/// One matrix in every company: each row's bits are the same.
+fn assert_same_in_company(matrix: &str, trial: &Trial<'_>, weights: &[Vec<f32>]) {
+    let all = trial.run(0, trial.rows, Some(trial.rows));
+    assert_right(matrix, trial, weights, &all);
+    // What is added to depends on the row's place, which is 0 for a row alone.
+    let stride = trial.stride();
+    let same = |name: &str, got: &[f32], first: usize| {
+        let differ = got.iter().zip(&all[first * stride..]).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        assert_eq!(differ, 0, "{matrix} {:?}, {name}: {differ} of {} differ", trial.kind, got.len());
+    };
+    for (rows, most) in [(1, 2), (2, 2), (16, 16), (17, 20), (33, 64), (64, 64), (64, 100)] {
+        if rows <= trial.rows {
+            same(&format!("{rows} of {most}"), &trial.run(0, rows, Some(most)), 0);
+        }
+    }
+    for row in if trial.kind == Kind::Add { vec![0] } else { vec![0, 1, trial.rows / 2, trial.rows - 1] } {
+        same(&format!("row {row} alone"), &trial.run(row, 1, None), row);
+    }
+}
+
+fn trial_of<'a>(gpu: &'a Gpu, sources: &[TileSource<'_>], kind: Kind, rows: usize) -> (Trial<'a>, Vec<Vec<f32>>) {
+    let arrange = if matches!(kind, Kind::Gated(_)) { Arrange::Interleaved } else { Arrange::Stacked };
+    let matrix = TileMatrix::upload(gpu, sources, arrange).unwrap();
+    let weights = unpack(&Packing::new(sources, arrange).unwrap());
+    let x = random_rows(&mut Random(11), rows, matrix.k());
+    (Trial { gpu, matrix, kind, x, rows }, weights)
+}
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn products_of_every_format_are_right_in_every_company() {
+    let gpu = cooperative();
+    for (name, stored) in every_format(203, 1056) {
+        for kind in [Kind::Store, Kind::Add, Kind::Gated(Activation::Silu), Kind::Gated(Activation::GeluTanh)] {
+            let sources = [stored.source(), stored.source()];
+            let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
+            let (trial, weights) = trial_of(&gpu, sources, kind, 300);
+            assert_same_in_company(&name, &trial, &weights);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn products_of_every_shape_are_right_in_every_company() {
+    let gpu = cooperative();
+    let mut random = Random(13);
+    for (n, k) in [(1, 32), (16, 256), (17, 2048), (100, 4096 + 288), (40, 8960), (24, 14336), (9001, 64), (20000, 512)] {
+        let kinds = [Kind::Store, Kind::Add, Kind::Gated(Activation::Silu)];
+        let all = [DType::F16, DType::Q4_0, DType::Q8_0].into_iter().enumerate().flat_map(|(i, d)| kinds.map(|kind| (i, d, kind)));
+        // Wide matrices are cut in more ways.
+        for (_, dtype, kind) in all.filter(|(i, _, kind)| n > 5000 || kinds[*i] == *kind) {
+            let stored = [0, 1].map(|_| Stored::rows(&mut random, dtype, n, k));
+            let sources = [stored[0].source(), stored[1].source()];
+            let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
+            let (trial, weights) = trial_of(&gpu, sources, kind, 150);
+            assert_same_in_company(&format!("{n}x{k} {dtype}"), &trial, &weights);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn a_norm_before_a_product_is_the_norm_of_rows() {
+    let gpu = cooperative();
+    let mut random = Random(17);
+    for (k, n, kind) in [
+        (2048, 96, Kind::Store),
+        (256, 96, Kind::Store),
+        (512, 96, Kind::Store),
+        (1024, 96, Kind::Store),
+        (260, 16, Kind::Store),
+        (2052, 16, Kind::Store),
+        (4096, 16, Kind::Store),
+        (304, 50, Kind::Store),
+        (301, 50, Kind::Store),
+        (5120, 33, Kind::Add),
+        (576, 40, Kind::Gated(Activation::Silu)),
+    ] {
+        let (rows, norm) = (5, Norm { eps: 1e-5 });
+        let residual: Vec<f32> = (0..rows * k).map(|_| 3.0 * random.float()).collect();
+        let weight: Vec<f32> = (0..k).map(|_| 1.0 + 0.1 * random.float()).collect();
+        let (all, weight_buffer) = (upload(&gpu, bytemuck::cast_slice(&residual)), upload(&gpu, bytemuck::cast_slice(&weight)));
+        let from = |residual| Normed { residual: Binding::whole(residual), weight: Binding::whole(&weight_buffer), norm };
+        let to = upload(&gpu, &vec![0xff; rows * padded_len(k) * 2]);
+        let count = upload(&gpu, &(rows as u32).to_le_bytes());
+        gpu.run(&[norm_rows(&gpu, k, from(&all), (rows, Binding::whole(&count)), Binding::whole(&to)).unwrap()]).unwrap();
+        let mut halves = vec![f16::ZERO; rows * padded_len(k)];
+        gpu.read(&to, 0, bytemuck::cast_slice_mut(&mut halves)).unwrap();
+        let (cpu, mut want) = (Cpu::new(1, Simd::detect(), Arithmetic::Exact), vec![0.0; k]);
+        for (row, halves) in halves.chunks(padded_len(k)).enumerate() {
+            cpu.rms_norm(&residual[row * k..][..k], &weight, norm.eps, &mut want);
+            let near = |(got, want): (&f16, &f32)| (got.to_f32() - want).abs() <= want.abs() / 1900.0 + 1e-7;
+            assert!(halves.iter().zip(&want).all(near), "row {row} of {k}");
+            assert!(halves[k..].iter().all(|x| x.to_bits() == 0), "padding of {k}");
+        }
+        let stored = [0, 1].map(|_| Stored::rows(&mut random, if k % 32 == 0 { DType::Q4_0 } else { DType::BF16 }, n, k));
+        let sources = [stored[0].source(), stored[1].source()];
+        let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
+        let (mut trial, _) = trial_of(&gpu, sources, kind, rows);
+        trial.x = halves;
+        let alone = upload(&gpu, bytemuck::cast_slice(&residual[..k]));
+        let fused = trial.run_input(1, None, Input::Normed(from(&alone)));
+        let apart = trial.run(0, 1, None);
+        let among = trial.run(0, rows, Some(rows));
+        let bits = |x: &[f32]| x[..trial.stride()].iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&apart), bits(&among), "{k} {kind:?}: alone and among");
+        assert_eq!(bits(&fused), bits(&apart), "{k} {kind:?}: fused and apart");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn what_does_not_fit_is_refused() {
+    let gpu = cooperative();
+    let stored = Stored::rows(&mut Random(1), DType::F16, 32, 64);
+    let matrix = TileMatrix::upload(&gpu, &[stored.source()], Arrange::Stacked).unwrap();
+    let (short, long) = (gpu.buffer("short", 64).unwrap(), gpu.buffer("long", 4096).unwrap());
+    let (short, long) = (Binding::whole(&short), Binding::whole(&long));
+    let norm = Norm { eps: 1e-5 };
+    let many = |most| Rows::Many(Many { most, count: long, scratch: long });
+    let normed = Input::Normed(Normed { residual: long, weight: long, norm });
+    for (rows, input, output, why) in [
+        (Rows::One, Input::Halves(short), Output::Store(long), "the rows"),
+        (Rows::One, Input::Halves(long), Output::Store(short), "the output"),
+        (Rows::One, Input::Halves(long), Output::Gated(long, Activation::Silu), "interleaved"),
+        (Rows::One, Input::Normed(Normed { residual: short, weight: long, norm }), Output::Store(long), "the residual"),
+        (many(2), normed, Output::Store(long), "a kernel of their own"),
+        (many(0), Input::Halves(long), Output::Store(long), "at least one row"),
+    ] {
+        let error = matrix.product(&gpu, rows, input, output).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+}
