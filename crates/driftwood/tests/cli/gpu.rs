@@ -58,8 +58,8 @@ fn a_conversation_moves_from_the_gpu_to_the_cpu_and_back() {
         let reply = turn(name, "And?", to);
         assert!(reply["restored_tokens"].as_u64().unwrap() > 20, "nothing is prefilled again: {reply}");
     }
-    let sessions = home.json(&["inspect", "carol", "--json"])["manifest"]["sessions"].clone();
-    let numerics = sessions[0]["numerics"].as_str().unwrap();
+    let pools = home.json(&["inspect", "carol", "--json"])["manifest"]["pools"].clone();
+    let numerics = pools[0]["numerics"].as_str().unwrap();
     let kinds: Vec<&str> = numerics.split('+').map(|id| id.split(['-', '/']).next().unwrap()).collect();
     assert_eq!(kinds, ["gpu", "cpu", "gpu"], "the id keeps where the KV came from: {numerics}");
 }

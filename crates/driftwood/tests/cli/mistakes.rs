@@ -71,7 +71,7 @@ fn bad_model_files_are_refused_by_name() {
         refuse(home.command(&["generate", "--prompt", "a", "--model", name]), words);
     }
     refuse(home.command(&["generate", "--prompt", "a", "--model", "missing.gguf"]), &["missing.gguf", "driftwood models"]);
-    refuse(home.command(&["generate", "--prompt", "a", "--model", "."]), &["no file"]);
+    refuse(home.command(&["generate", "--prompt", "a", "--model", "."]), &["neither a file nor a folder with a `config.json`"]);
 }
 
 #[test]
