@@ -100,19 +100,16 @@ impl Kv {
         })
     }
 
-    /// Copies blocks that stand in mapped files, verified before, into the pool, for devices that share only the pool's memory. Returns
-    /// how many bytes were copied.
-    pub(crate) fn make_owned(&mut self) -> Result<usize, Error> {
-        let mut copied_bytes = 0;
+    /// Copies blocks that stand in mapped files, verified before, into the pool, for devices that share only the pool's memory.
+    pub(crate) fn make_owned(&mut self) -> Result<(), Error> {
         for block in &mut self.blocks {
             if let Block::Mapped { view, .. } = &**block {
                 let (mut slot, bytes) = (self.pool.take()?, view.bytes());
                 slot.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
-                copied_bytes += bytes.len();
                 *block = Arc::new(Block::Owned(slot));
             }
         }
-        Ok(copied_bytes)
+        Ok(())
     }
 
     /// A second reference to the same blocks, with room for as many.

@@ -19,7 +19,6 @@ pub(crate) struct GpuPasses {
     kv: HashMap<KvDType, SharedKv>,
     programs: HashMap<KvDType, Program>,
     words: Vec<u32>,
-    copied_kv_bytes: usize,
 }
 
 /// Buffers whose size the model decides, made at the first step.
@@ -40,7 +39,7 @@ struct SharedKv {
 impl GpuPasses {
     pub(crate) fn new(gpu: &Arc<Gpu>) -> GpuPasses {
         let (kv, programs) = (HashMap::new(), HashMap::new());
-        GpuPasses { gpu: gpu.clone(), scratch: None, kv, programs, words: Vec::new(), copied_kv_bytes: 0 }
+        GpuPasses { gpu: gpu.clone(), scratch: None, kv, programs, words: Vec::new() }
     }
 
     /// How many rows of one pass may want their logits.
@@ -53,7 +52,7 @@ impl GpuPasses {
     /// Runs one pass and returns the logits of its outputs: (output, vocabulary).
     pub(crate) fn evaluate(&mut self, model: &Model, plan: &Plan, layout: KvLayout, work: &mut [Work<'_>]) -> Result<&[f32], Error> {
         for run in plan.rows.chunk_by(|a, b| a.session == b.session) {
-            self.copied_kv_bytes += work[run[0].session as usize].session.kv.make_owned()?;
+            work[run[0].session as usize].session.kv.make_owned()?;
         }
         let first = &work[plan.rows[0].session as usize].session.kv;
         self.share_kv(layout.dtype, first.pool())?;
