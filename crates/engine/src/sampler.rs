@@ -250,13 +250,23 @@ impl Sampler {
 /// # Errors
 /// [`SampleError::NoCandidate`] if every logit is NaN or negative infinity.
 pub fn argmax(logits: &[f32]) -> Result<u32, SampleError> {
-    let mut best = (f32::NEG_INFINITY, None);
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > best.0 {
-            best = (logit, Some(i as u32));
+    let largest = largest(logits);
+    let first = (largest > f32::NEG_INFINITY).then(|| logits.iter().position(|&logit| logit == largest)).flatten();
+    first.map(|token| token as u32).ok_or(SampleError::NoCandidate)
+}
+
+/// The largest logit that is a number, in lanes that the compiler can keep in vector registers.
+fn largest(logits: &[f32]) -> f32 {
+    const LANES: usize = 64;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, logit);
         }
     }
-    best.1.ok_or(SampleError::NoCandidate)
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |largest, &logit| larger(largest, logit))
 }
 
 /// The `count` largest logits with their tokens, largest first, the lower id first among equals.

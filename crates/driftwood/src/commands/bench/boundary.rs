@@ -7,7 +7,7 @@ use super::{Common, prompt};
 use crate::cli::Globals;
 use crate::decode::{Runner, median, ms_since};
 use crate::{actors, guests, output};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use driftwood_actor::{Host, Limits, Message, SpawnSpec};
 use driftwood_compute::KvDType;
@@ -21,12 +21,12 @@ const RUNS: usize = 5;
 
 /// Tokens of a run: some from each of several pairs of sides, every pair with sessions and scratch memory of its own. Where these
 /// happen to lie moves a side's time by a percent either way, which would otherwise pass for the boundary.
-const PAIRS_PER_RUN: usize = 4;
+const PAIRS_PER_RUN: usize = 8;
 const TOKENS_PER_PAIR: usize = 64;
 
-/// The two sides of a run take turns after so many tokens, and the medians are taken over these slices: a shared machine drifts by
-/// some percent within a second, which would drown what is measured.
-const SLICE_TOKENS: usize = 64;
+/// The two sides take turns after so many tokens, as `bench.wat` says: a shared machine drifts by some percent within a second, which
+/// would drown what is measured.
+const SLICE_TOKENS: usize = 8;
 
 /// Tokens of the prompt.
 const PROMPT_TOKENS: usize = 64;
@@ -75,7 +75,7 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
         bar.inc(1);
         if pair >= PAIRS_PER_RUN {
             // the first run warms up
-            times.iter_mut().zip(next.into_iter().chain(logits)).for_each(|(times, slices)| times.extend(slices));
+            times.iter_mut().zip(next.into_iter().chain(logits)).for_each(|(times, ms)| times.push(ms));
         }
     }
     bar.finish_and_clear();
@@ -90,20 +90,21 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
     if args.common.json { output::json(&report) } else { show(&report) }
 }
 
-/// One pair's share of a run: the engine's and the actor's milliseconds a token, slice by slice.
-fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32) -> Result<[Vec<f64>; 2]> {
+/// One pair's share of a run: the engine's and the actor's milliseconds a token. The engine takes its slices while the actor's guest is
+/// parked between its own, all in one message; the message's way in and its commit count for the actor.
+fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32) -> Result<[f64; 2]> {
     engine.rewind()?;
-    actor.send(REWIND, &[])?;
-    let mut times = [Vec::new(), Vec::new()];
-    for slice in 0..TOKENS_PER_PAIR / SLICE_TOKENS {
-        // Whoever goes first finds the caches as the other left them, so they take turns at that, too.
-        for side in [slice % 2, 1 - slice % 2] {
-            let ms = if side == 0 { engine.slice()? } else { actor.slice(how)? };
-            times[side].push(ms / SLICE_TOKENS as f64);
-        }
-    }
+    actor.send(REWIND, &[], &mut || {})?;
+    let (mut engine_ms, mut actor_ms) = (Ok(0.0), 0.0);
+    let mut started = Instant::now();
+    actor.send(how, &[0; TOKENS_PER_PAIR], &mut || {
+        actor_ms += ms_since(started);
+        engine_ms = engine_ms.as_ref().map_err(|e: &anyhow::Error| anyhow!("{e}")).and_then(|ms| Ok(ms + engine.slice()?));
+        started = Instant::now();
+    })?;
+    actor_ms += ms_since(started);
     ensure!(actor.tokens()? == engine.tokens(), "the actor chose other tokens than the engine");
-    Ok(times)
+    Ok([engine_ms?, actor_ms].map(|ms| ms / TOKENS_PER_PAIR as f64))
 }
 
 fn show(report: &Report) -> Result<()> {
@@ -168,27 +169,20 @@ impl ActorSide {
         let module = guests::BENCH.into();
         host.spawn(SpawnSpec { name: ACTOR.to_owned(), module, settings, limits: Limits::default(), models: Vec::new() })?;
         let mut side = ActorSide { host };
-        side.send(OPEN, &engine.prompt)?;
+        side.send(OPEN, &engine.prompt, &mut || {})?;
         Ok(side)
     }
 
-    /// Milliseconds of one slice, the message's way in and its commit included.
-    fn slice(&mut self, how: u32) -> Result<f64> {
-        let start = Instant::now();
-        self.send(how, &[0; SLICE_TOKENS])?;
-        Ok(ms_since(start))
-    }
-
     fn tokens(&mut self) -> Result<Vec<u32>> {
-        let reply = self.send(TELL, &[])?;
+        let reply = self.send(TELL, &[], &mut || {})?;
         Ok(reply.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect())
     }
 
-    /// Sends words: what to do, how many words follow, and them.
-    fn send(&mut self, what: u32, words: &[u32]) -> Result<Vec<u8>> {
+    /// Sends words: what to do, how many words follow, and them. `heard` is called when the guest says something.
+    fn send(&mut self, what: u32, words: &[u32], heard: &mut dyn FnMut()) -> Result<Vec<u8>> {
         let words = [what, words.len() as u32].into_iter().chain(words.iter().copied());
         let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
-        let outcome = self.host.send(Message::new(ACTOR, bytes), &mut |_| {}).context("the bench guest failed")?;
+        let outcome = self.host.send(Message::new(ACTOR, bytes), &mut |_| heard()).context("the bench guest failed")?;
         Ok(outcome.reply)
     }
 }
