@@ -51,7 +51,9 @@ pub(crate) struct Desk {
     pub turn: Option<Turn>,
     /// The host call that waits for inference.
     pub slot: Slot,
-    /// Where tokens are sampled from: (vocabulary). Grown once.
+    /// The token that the last step chose for a parked call.
+    pub token: u32,
+    /// Where tokens are sampled from that a guest brings logits for: (vocabulary). Grown once.
     pub logits: Vec<f32>,
     /// Where its matrix products were computed.
     pub products: ComputeReport,

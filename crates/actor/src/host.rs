@@ -309,6 +309,7 @@ impl Host {
             messages_handled,
             turn: None,
             slot: Slot::default(),
+            token: 0,
             logits: Vec::new(),
             products: ComputeReport::default(),
         }))

@@ -27,8 +27,8 @@ use wasmtime::{AsContextMut, Caller};
 pub(crate) enum Target {
     /// Nowhere: the tokens are only evaluated.
     Nothing,
-    /// Into the desk's buffer, to sample from.
-    Desk,
+    /// Nowhere: the session's sampler chooses the next token, which is laid on the desk.
+    Token,
     /// Into the guest's linear memory: bytes of an aligned range of f32 inside it.
     Guest(Range<usize>),
 }
@@ -53,7 +53,7 @@ pub(crate) struct Request {
 
 #[derive(Debug)]
 enum Destination {
-    Desk,
+    Token(u32),
     Guest(Window),
 }
 
@@ -83,7 +83,7 @@ pub(crate) async fn evaluate(caller: &mut Caller<'_, Guest>, session: i32, targe
     let desk = caller.data().desk.clone();
     let destination = match target {
         Target::Nothing => None,
-        Target::Desk => Some(Destination::Desk),
+        Target::Token => Some(Destination::Token(0)),
         Target::Guest(bytes) => Some(Destination::Guest(Window { region: caller.data().region()?, bytes })),
     };
     lock(&desk).ask(session, destination)?;
@@ -134,7 +134,6 @@ impl Desk {
         }
         let rows = (tokens - evaluated).max(usize::from(logits.is_some()));
         let prefill_tokens = (tokens - evaluated).saturating_sub(entry.fresh);
-        let vocabulary = entry.session.model().config().vocabulary;
         let turn = self.turn.as_mut().expect("host calls are answered only while a message is handled");
         let limit = turn.limits.tokens;
         if rows > limit - turn.tally.evaluated_tokens {
@@ -144,9 +143,6 @@ impl Desk {
         turn.tally.evaluated_tokens += rows;
         turn.tally.prefilled_tokens += prefill_tokens;
         turn.tally.steps += 1;
-        if matches!(logits, Some(Destination::Desk)) {
-            self.logits.resize(vocabulary, 0.0);
-        }
         self.slot = Slot::Asked(Request { session: handle, logits, prefill_tokens });
         Ok(())
     }
@@ -167,7 +163,7 @@ impl Desk {
         let entry = self.sessions.entry(request.session).ok()?;
         let logits = match &mut request.logits {
             None => Logits::None,
-            Some(Destination::Desk) => Logits::Last(&mut self.logits),
+            Some(Destination::Token(token)) => Logits::Next(token),
             // SAFETY: a window is on the desk only while `Parked` holds the guest's `Caller`, and the loop is not polling it now.
             Some(Destination::Guest(window)) => Logits::Last(unsafe { window.floats() }),
         };
@@ -177,6 +173,9 @@ impl Desk {
     /// Ends the parked call's wait with the outcome of a step that took so long.
     pub(crate) fn answer(&mut self, outcome: Result<(), String>, took: Duration) {
         let Slot::Asked(request) = std::mem::replace(&mut self.slot, Slot::Answered(outcome)) else { return };
+        if let Some(Destination::Token(token)) = request.logits {
+            self.token = token;
+        }
         if let Ok(entry) = self.sessions.entry(request.session) {
             entry.fresh = 0;
         }

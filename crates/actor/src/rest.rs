@@ -13,7 +13,9 @@ use crate::runtime::Compiled;
 use crate::sessions::Sessions;
 use crate::{Error, abi};
 use driftwood_compute::{KV_BLOCK_TOKENS, KvDType};
-use driftwood_engine::{BlockAtRest, Logits, Model, RestoredBlock, RestoredSession, Sampler, Session, SessionOptions, SharedBlock, Work};
+use driftwood_engine::{
+    BlockAtRest, Logits, Model, RestoredBlock, RestoredSession, Sampler, Session, SessionAtRest, SessionOptions, SharedBlock, Work,
+};
 use driftwood_region::{DType, Shape, View};
 use driftwood_snapshot::{self as snapshot, Existing, Global, GuestState, Hash, Identity, Manifest, PoolInfo, Snapshot};
 use std::borrow::Cow;
@@ -121,7 +123,9 @@ impl Host {
         let (memory, globals) = actor.memory_and_globals(&runtime)?;
         let desk = lock(&desk);
         let mut pools = Pools::default();
-        let sessions: Vec<_> = desk.sessions.iter().map(|(handle, session)| pools.session(handle, session)).collect();
+        let at_rest: Vec<_> = desk.sessions.iter().map(|(_, session)| session.at_rest()).collect::<Result<_, _>>()?;
+        let each = desk.sessions.iter().zip(&at_rest);
+        let sessions: Vec<_> = each.map(|((handle, session), at_rest)| pools.session(handle, session, at_rest)).collect();
         let state = GuestState {
             abi: abi::VERSION as u32,
             globals,
@@ -217,9 +221,8 @@ struct Pools<'a> {
 }
 
 impl<'a> Pools<'a> {
-    fn session(&mut self, handle: u32, session: &'a Session) -> snapshot::SessionContents<'a> {
+    fn session(&mut self, handle: u32, session: &'a Session, at_rest: &'a SessionAtRest<'_>) -> snapshot::SessionContents<'a> {
         let pool = self.pool(session);
-        let at_rest = session.at_rest();
         snapshot::SessionContents {
             state: snapshot::SessionState {
                 handle,
@@ -229,8 +232,8 @@ impl<'a> Pools<'a> {
             },
             tokens: session.tokens(),
             evaluated: session.evaluated() as u32,
-            blocks: at_rest.blocks.iter().map(|block| self.block(pool, block)).collect(),
-            tail: at_rest.tail.map(|block| block.bytes()),
+            blocks: at_rest.blocks().map(|block| self.block(pool, &block)).collect(),
+            tail: at_rest.tail().map(|block| block.bytes()),
         }
     }
 

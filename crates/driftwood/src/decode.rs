@@ -11,6 +11,8 @@ use std::time::Instant;
 
 /// Tokens that prefill evaluates between two movements of its progress bar.
 const PREFILL_CHUNK_TOKENS: usize = 512;
+/// The same on a GPU.
+const PREFILL_GPU_CHUNK_TOKENS: usize = 4096;
 
 /// Prompts longer than this show a progress bar.
 const PREFILL_SILENT_TOKENS: usize = 2 * PREFILL_CHUNK_TOKENS;
@@ -67,6 +69,16 @@ impl Runner {
         Ok(self.batch.step(&mut [Work::new(session, Logits::Last(logits))])?)
     }
 
+    /// Evaluates what is appended; the session's sampler chooses the next token, which is not appended.
+    ///
+    /// # Errors
+    /// As `Batch::step`, or if no token can be chosen.
+    pub fn next(&mut self, session: &mut Session) -> Result<u32> {
+        let mut token = 0;
+        self.batch.step(&mut [Work::new(session, Logits::Next(&mut token))])?;
+        Ok(token)
+    }
+
     /// Evaluates what is appended, and writes the logits after each of those tokens: (token, vocabulary).
     ///
     /// # Errors
@@ -88,9 +100,11 @@ impl Runner {
     /// # Errors
     /// If there is no token, if they do not fit the context, or as `Batch::step`.
     pub fn prefill(&mut self, session: &mut Session, tokens: &[u32], logits: &mut [f32]) -> Result<()> {
-        let last = tokens.len().saturating_sub(1) / PREFILL_CHUNK_TOKENS * PREFILL_CHUNK_TOKENS;
+        let on_gpu = self.model.device().gpu.is_some();
+        let chunk_tokens = if on_gpu { PREFILL_GPU_CHUNK_TOKENS } else { PREFILL_CHUNK_TOKENS };
+        let last = tokens.len().saturating_sub(1) / chunk_tokens * chunk_tokens;
         let bar = output::steps_bar(tokens.len(), "reading the prompt");
-        for chunk in tokens[..last].chunks(PREFILL_CHUNK_TOKENS) {
+        for chunk in tokens[..last].chunks(chunk_tokens) {
             session.append(chunk)?;
             self.batch.step(&mut [Work::new(session, Logits::None)])?;
             if tokens.len() > PREFILL_SILENT_TOKENS {

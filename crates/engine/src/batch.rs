@@ -4,13 +4,14 @@
 //! depend on which sessions share a step, nor on how their tokens are cut into passes.
 
 use crate::config::AttentionPlan;
-use crate::gpu::GpuPasses;
+use crate::gpu::{GpuPasses, TilePasses};
 use crate::kv::Part;
-use crate::limits::ROWS_PER_PASS_MAX;
+use crate::limits::{GPU_OUTPUTS_PER_PASS_MAX, ROWS_PER_PASS_MAX, TILE_ROWS_PER_PASS_MAX};
 use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, Rotations};
 use crate::{Error, Model, Session};
-use driftwood_compute::{Activations, AttendScratch, AttendShape, Cpu, KvLayout, KvSource, Matrix, Row, store_kv_row};
+use driftwood_compute::gpu::Draw;
+use driftwood_compute::{Activations, AttendScratch, AttendShape, Cpu, KvDType, KvLayout, KvSource, Matrix, Row, store_kv_row};
 use std::sync::Arc;
 
 /// Where a session's logits go.
@@ -22,6 +23,8 @@ pub enum Logits<'a> {
     Last(&'a mut [f32]),
     /// Those after each token that this step evaluates: (token, vocabulary).
     All(&'a mut [f32]),
+    /// None: its sampler chooses the next token, which is written here and not appended. A device that can choose sends no logits then.
+    Next(&'a mut u32),
 }
 
 /// One session's part in a step.
@@ -39,6 +42,11 @@ impl<'a> Work<'a> {
     pub fn new(session: &'a mut Session, logits: Logits<'a>) -> Work<'a> {
         Work { session, logits, rows_done: 0 }
     }
+
+    /// How a device may choose the next token; `None` if the host must, or if logits are wanted.
+    pub(crate) fn draw(&self) -> Option<Draw> {
+        if matches!(self.logits, Logits::Next(_)) { self.session.sampler().draw_on_device() } else { None }
+    }
 }
 
 /// The scratch memory of one model's steps.
@@ -48,13 +56,14 @@ pub struct Batch {
     rows_per_pass: usize,
     plan: Plan,
     place: Place,
+    sampled: Vec<f32>, // (vocabulary): logits that a sampler may alter
 }
 
 /// Where passes run, with their scratch memory.
 #[derive(Debug)]
 enum Place {
     Cpu(Box<Scratch>),
-    Gpu(Box<GpuPasses>),
+    Gpu { plain: Box<GpuPasses>, tiles: Option<Box<TilePasses>> },
 }
 
 /// The rows of one pass.
@@ -70,14 +79,16 @@ impl Batch {
     pub fn new(model: &Arc<Model>) -> Batch {
         let place = match &model.device().gpu {
             None => Place::Cpu(Box::default()),
-            Some(gpu) => Place::Gpu(Box::new(GpuPasses::new(gpu))),
+            Some(gpu) => {
+                Place::Gpu { plain: Box::new(GpuPasses::new(gpu)), tiles: model.tiles_on().map(|gpu| Box::new(TilePasses::new(gpu))) }
+            }
         };
-        Batch { model: model.clone(), rows_per_pass: ROWS_PER_PASS_MAX, plan: Plan::default(), place }
+        Batch { model: model.clone(), rows_per_pass: TILE_ROWS_PER_PASS_MAX, plan: Plan::default(), place, sampled: Vec::new() }
     }
 
     /// As [`Batch::new`], with passes of at most `rows` tokens: less scratch memory, slower prefill, the same bits.
     pub fn with_rows_per_pass(model: &Arc<Model>, rows: usize) -> Batch {
-        Batch { rows_per_pass: rows.clamp(1, ROWS_PER_PASS_MAX), ..Self::new(model) }
+        Batch { rows_per_pass: rows.clamp(1, TILE_ROWS_PER_PASS_MAX), ..Self::new(model) }
     }
 
     /// Evaluates all appended tokens of all sessions and writes the logits that are wanted. If a session wants its last logits and has
@@ -98,7 +109,7 @@ impl Batch {
             let rows = w.session.begin_step(!matches!(w.logits, Logits::None))?;
             w.rows_done = 0;
             let wanted = match &w.logits {
-                Logits::None => continue,
+                Logits::None | Logits::Next(_) => continue,
                 Logits::Last(out) => out.len() == self.model.config().vocabulary,
                 Logits::All(out) => out.len() == rows * self.model.config().vocabulary,
             };
@@ -108,27 +119,32 @@ impl Batch {
         Ok(())
     }
 
-    /// How many rows of one pass may want their logits.
-    fn outputs_max(&self) -> usize {
+    /// How many rows one pass takes, and how many of them may want their logits.
+    fn pass_max(&self, work: &[Work<'_>]) -> (usize, usize) {
+        let rows = self.rows_per_pass.min(ROWS_PER_PASS_MAX);
         match &self.place {
-            Place::Cpu(_) => usize::MAX,
-            Place::Gpu(passes) => passes.outputs_max(self.model.config()),
+            Place::Cpu(_) => (rows, usize::MAX),
+            Place::Gpu { tiles: Some(_), .. } if next_layout(work).is_some_and(|l| l.dtype == KvDType::F16) => {
+                (self.rows_per_pass, GPU_OUTPUTS_PER_PASS_MAX)
+            }
+            Place::Gpu { plain, .. } => (rows, plain.outputs_max(self.model.config())),
         }
     }
 
     /// Runs one pass; false if nothing was left to do.
     fn pass(&mut self, work: &mut [Work<'_>]) -> Result<bool, Error> {
-        let Some(layout) = self.plan.fill(work, self.rows_per_pass, self.outputs_max()) else { return Ok(false) };
-        let logits = match &mut self.place {
+        let Some(layout) = self.plan.fill(work, self.pass_max(work)) else { return Ok(false) };
+        let answer = match &mut self.place {
             Place::Cpu(scratch) => {
                 scratch.rotations.clear();
                 let mut step = Step { cpu: self.model.cpu(), layout, plan: &self.plan, scratch, work };
                 self.model.decoder().forward(&mut step);
-                &scratch.logits
+                Answer { logits: &scratch.logits, tokens: &[] }
             }
-            Place::Gpu(passes) => passes.evaluate(&self.model, &self.plan, layout, work)?,
+            Place::Gpu { tiles: Some(tiles), .. } if layout.dtype == KvDType::F16 => tiles.evaluate(&self.model, &self.plan, work)?,
+            Place::Gpu { plain, .. } => Answer { logits: plain.evaluate(&self.model, &self.plan, layout, work)?, tokens: &[] },
         };
-        hand_out(logits, self.model.config().vocabulary, &self.plan, work);
+        answer.hand_out(self.model.config().vocabulary, &self.plan, work, &mut self.sampled)?;
         for run in self.plan.rows.chunk_by(|a, b| a.session == b.session) {
             work[run[0].session as usize].session.end_pass(run.len());
         }
@@ -138,7 +154,7 @@ impl Batch {
 
 impl Plan {
     /// Takes up to `rows_max` rows that are still to be evaluated, of sessions that store their KV alike; nothing if none is left.
-    fn fill(&mut self, work: &[Work<'_>], rows_max: usize, outputs_max: usize) -> Option<KvLayout> {
+    fn fill(&mut self, work: &[Work<'_>], (rows_max, outputs_max): (usize, usize)) -> Option<KvLayout> {
         self.rows.clear();
         self.tokens.clear();
         self.outputs.clear();
@@ -152,7 +168,7 @@ impl Plan {
             for position in first..first + take {
                 let wanted = match w.logits {
                     Logits::None => false,
-                    Logits::Last(_) => position + 1 == tokens.len(),
+                    Logits::Last(_) | Logits::Next(_) => position + 1 == tokens.len(),
                     Logits::All(_) => true,
                 };
                 if wanted && self.outputs.len() == outputs_max {
@@ -169,19 +185,48 @@ impl Plan {
     }
 }
 
-/// Copies the logits of a pass, (output, vocabulary), to those who want them.
-fn hand_out(logits: &[f32], vocabulary: usize, plan: &Plan, work: &mut [Work<'_>]) {
-    for (logits, &row) in logits.chunks(vocabulary).zip(&plan.outputs) {
-        let w = &mut work[plan.rows[row].session as usize];
-        match &mut w.logits {
-            Logits::None => unreachable!("no output row was planned"),
-            Logits::Last(out) => out.copy_from_slice(logits),
-            Logits::All(out) => {
-                out[w.rows_done * vocabulary..][..vocabulary].copy_from_slice(logits);
-                w.rows_done += 1;
+/// What a pass gave, output by output.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answer<'a> {
+    /// (output, vocabulary); empty if nobody needs any.
+    pub(crate) logits: &'a [f32],
+    /// (output), where the device chose tokens: of those that it may choose.
+    pub(crate) tokens: &'a [u32],
+}
+
+impl Answer<'_> {
+    /// Gives everyone what they want.
+    fn hand_out(self, vocabulary: usize, plan: &Plan, work: &mut [Work<'_>], sampled: &mut Vec<f32>) -> Result<(), Error> {
+        for (output, &row) in plan.outputs.iter().enumerate() {
+            let w = &mut work[plan.rows[row].session as usize];
+            let drawn = w.draw().and_then(|_| self.tokens.get(output));
+            let logits = || &self.logits[output * vocabulary..][..vocabulary];
+            match &mut w.logits {
+                Logits::None => unreachable!("no output row was planned"),
+                Logits::Last(out) => out.copy_from_slice(logits()),
+                Logits::All(out) => {
+                    out[w.rows_done * vocabulary..][..vocabulary].copy_from_slice(logits());
+                    w.rows_done += 1;
+                }
+                Logits::Next(token) => {
+                    **token = match drawn {
+                        Some(drawn) => w.session.take_drawn(*drawn)?,
+                        None => {
+                            sampled.clear();
+                            sampled.extend_from_slice(logits());
+                            w.session.sample(sampled)?
+                        }
+                    }
+                }
             }
         }
+        Ok(())
     }
+}
+
+/// How the session that comes first in the next pass stores its KV.
+fn next_layout(work: &[Work<'_>]) -> Option<KvLayout> {
+    work.iter().find(|w| w.session.evaluated() < w.session.tokens().len()).map(|w| w.session.kv_layout())
 }
 
 /// Buffers of one pass, all row-major over the pass's rows.

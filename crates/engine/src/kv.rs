@@ -1,10 +1,13 @@
 //! A session's keys and values: blocks of 64 tokens, shared by reference count, copied on write.
 //!
 //! A block lies in a slot of the model's pool or in a mapped snapshot file. Mapped blocks are never written, and their hash is
-//! checked before the first step that reads them. Forking clones the references; whoever writes first copies.
+//! checked before the first step that reads them. Forking clones the references; whoever writes first copies. On a discrete device the
+//! pool only numbers the slots; their bytes are the device's ([`ResidentKv`]).
 
 use crate::Error;
+use crate::gpu::ResidentKv;
 use crate::limits::KV_POOL_BYTES_MAX;
+use driftwood_compute::gpu::{Gpu, Window};
 use driftwood_compute::{KV_BLOCK_TOKENS, KvDType, KvLayout};
 use driftwood_region::{Pool, Slot, View};
 use std::collections::HashMap;
@@ -45,19 +48,29 @@ impl Block {
     }
 }
 
+/// Where the blocks of one KV dtype are.
+#[derive(Clone, Debug)]
+pub(crate) struct KvHome {
+    pub(crate) pool: Pool,
+    /// The slots' bytes, where a device keeps them.
+    pub(crate) resident: Option<Arc<ResidentKv>>,
+}
+
 /// A model's KV pools, one for each dtype in use, made when first asked for.
 #[derive(Debug, Default)]
-pub(crate) struct KvPools(Mutex<HashMap<KvDType, Pool>>);
+pub(crate) struct KvPools(Mutex<HashMap<KvDType, KvHome>>);
 
 impl KvPools {
-    pub(crate) fn get(&self, layout: KvLayout) -> Result<Pool, Error> {
-        let mut pools = self.0.lock().expect("no holder panics");
-        if let Some(pool) = pools.get(&layout.dtype) {
-            return Ok(pool.clone());
+    /// The home of blocks of a layout; `resident` is the device that keeps them in its own memory.
+    pub(crate) fn get(&self, layout: KvLayout, resident: Option<&Arc<Gpu>>) -> Result<KvHome, Error> {
+        let mut homes = self.0.lock().expect("no holder panics");
+        if let Some(home) = homes.get(&layout.dtype) {
+            return Ok(home.clone());
         }
         let pool = Pool::new(layout.block_bytes(), KV_POOL_BYTES_MAX / layout.block_bytes())?;
-        pools.insert(layout.dtype, pool.clone());
-        Ok(pool)
+        let home = KvHome { pool, resident: resident.map(|gpu| Arc::new(ResidentKv::new(gpu, layout))) };
+        homes.insert(layout.dtype, home.clone());
+        Ok(home)
     }
 }
 
@@ -65,14 +78,14 @@ impl KvPools {
 #[derive(Clone, Debug)]
 pub(crate) struct Kv {
     layout: KvLayout,
-    pool: Pool,
+    home: KvHome,
     blocks: Vec<Arc<Block>>,
 }
 
 impl Kv {
     /// An empty cache; `tokens_max` sizes the table of blocks, so that growing it later allocates nothing.
-    pub(crate) fn new(layout: KvLayout, pool: Pool, tokens_max: usize) -> Kv {
-        Kv { layout, pool, blocks: Vec::with_capacity(tokens_max.div_ceil(KV_BLOCK_TOKENS)) }
+    pub(crate) fn new(layout: KvLayout, home: KvHome, tokens_max: usize) -> Kv {
+        Kv { layout, home, blocks: Vec::with_capacity(tokens_max.div_ceil(KV_BLOCK_TOKENS)) }
     }
 
     pub(crate) fn layout(&self) -> KvLayout {
@@ -87,9 +100,9 @@ impl Kv {
         &self.blocks
     }
 
-    /// The pool that its own blocks come from.
-    pub(crate) fn pool(&self) -> &Pool {
-        &self.pool
+    /// Where its own blocks are.
+    pub(crate) fn home(&self) -> &KvHome {
+        &self.home
     }
 
     /// Which slot of the pool each block stands in, once [`Kv::make_owned`] has run.
@@ -100,15 +113,24 @@ impl Kv {
         })
     }
 
-    /// Copies blocks that stand in mapped files, verified before, into the pool, for devices that share only the pool's memory.
-    pub(crate) fn make_owned(&mut self) -> Result<(), Error> {
-        for block in &mut self.blocks {
-            if let Block::Mapped { view, .. } = &**block {
-                let (mut slot, bytes) = (self.pool.take()?, view.bytes());
-                slot.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
-                *block = Arc::new(Block::Owned(slot));
-            }
+    /// Copies blocks that stand in mapped files, verified before, to where its own blocks are, for devices that read only those.
+    pub(crate) fn make_owned(&mut self, threads: usize) -> Result<(), Error> {
+        let mapped = self.blocks.iter_mut().filter(|block| matches!(***block, Block::Mapped { .. }));
+        let mut copies = Vec::new();
+        for block in mapped {
+            copies.push((self.home.pool.take()?, block));
         }
+        match &self.home.resident {
+            Some(resident) => {
+                let blocks: Vec<_> = copies.iter().map(|(slot, block)| (slot.index(), block.bytes())).collect();
+                resident.upload(&blocks, threads)?;
+            }
+            None => copies.iter_mut().for_each(|(slot, block)| {
+                let bytes = block.bytes();
+                slot.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+            }),
+        }
+        copies.into_iter().for_each(|(slot, block)| *block = Arc::new(Block::Owned(slot)));
         Ok(())
     }
 
@@ -116,7 +138,7 @@ impl Kv {
     pub(crate) fn share(&self) -> Kv {
         let mut blocks = Vec::with_capacity(self.blocks.capacity());
         blocks.extend(self.blocks.iter().cloned());
-        Kv { layout: self.layout, pool: self.pool.clone(), blocks }
+        Kv { layout: self.layout, home: self.home.clone(), blocks }
     }
 
     /// Drops the blocks that hold nothing of the first `tokens` tokens.
@@ -130,7 +152,7 @@ impl Kv {
         for index in first..to.div_ceil(KV_BLOCK_TOKENS) {
             match self.blocks.get_mut(index).map(Arc::get_mut) {
                 Some(Some(Block::Owned(_))) => {}
-                None => self.blocks.push(Arc::new(Block::Owned(self.pool.take()?))),
+                None => self.blocks.push(Arc::new(Block::Owned(self.fresh()?))),
                 Some(_) => {
                     self.blocks[index] = Arc::new(Block::Owned(self.copy_rows(index, from.saturating_sub(index * KV_BLOCK_TOKENS))?))
                 }
@@ -139,9 +161,30 @@ impl Kv {
         Ok(())
     }
 
+    /// A slot for a new block.
+    fn fresh(&self) -> Result<Slot, Error> {
+        let slot = self.home.pool.take()?;
+        if let Some(resident) = &self.home.resident {
+            resident.clear(slot.index())?;
+        }
+        Ok(slot)
+    }
+
     /// A slot of our own with the first `tokens` rows of a block.
     fn copy_rows(&self, index: usize, tokens: usize) -> Result<Slot, Error> {
-        let (mut slot, from) = (self.pool.take()?, self.blocks[index].bytes());
+        let mut slot = self.home.pool.take()?;
+        match (&self.home.resident, &*self.blocks[index]) {
+            (Some(resident), Block::Owned(from)) => {
+                resident.copy(from.index(), slot.index())?;
+                return Ok(slot);
+            }
+            (Some(resident), Block::Mapped { view, .. }) => {
+                resident.upload(&[(slot.index(), view.bytes())], 1)?;
+                return Ok(slot);
+            }
+            (None, _) => {}
+        }
+        let from = self.blocks[index].bytes();
         self.each_tile(|offset, row_bytes| {
             let rows = offset..offset + tokens * row_bytes;
             slot.bytes_mut()[rows.clone()].copy_from_slice(&from[rows]);
@@ -149,7 +192,7 @@ impl Kv {
         Ok(slot)
     }
 
-    /// One row of keys or values, to write. Its block was made writable.
+    /// One row of keys or values, to write, in the pool's own pages. Its block was made writable.
     pub(crate) fn row_mut(&mut self, layer: usize, part: Part, head: usize, position: usize) -> &mut [u8] {
         let offset = self.layout.row_offset(layer, part as usize, head, position % KV_BLOCK_TOKENS);
         let row_bytes = self.layout.row_bytes();
@@ -189,16 +232,39 @@ impl Kv {
 
     /// Appends a block whose first `tokens` rows come from `packed`: (layer, key or value, head, token, row).
     pub(crate) fn push_tail(&mut self, packed: &[u8], tokens: usize) -> Result<(), Error> {
-        let mut slot = self.pool.take()?;
+        let mut slot = self.home.pool.take()?;
+        match &self.home.resident {
+            None => self.unpack(packed, tokens, slot.bytes_mut()),
+            Some(resident) => {
+                let mut block = vec![0; self.layout.block_bytes()];
+                self.unpack(packed, tokens, &mut block);
+                resident.upload(&[(slot.index(), &block)], 1)?;
+            }
+        }
+        self.blocks.push(Arc::new(Block::Owned(slot)));
+        Ok(())
+    }
+
+    /// Writes packed rows where a block has them.
+    fn unpack(&self, packed: &[u8], tokens: usize, block: &mut [u8]) {
         let mut source = packed;
         self.each_tile(|offset, row_bytes| {
             let (tile, rest) = source.split_at(tokens * row_bytes);
-            slot.bytes_mut()[offset..offset + tile.len()].copy_from_slice(tile);
+            block[offset..offset + tile.len()].copy_from_slice(tile);
             source = rest;
         });
         debug_assert!(source.is_empty());
-        self.blocks.push(Arc::new(Block::Owned(slot)));
-        Ok(())
+    }
+
+    /// Brings the first `blocks` blocks to where the host can read them; nothing if they are there.
+    pub(crate) fn fetch(&self, blocks: usize) -> Result<Option<Fetched>, Error> {
+        let Some(resident) = &self.home.resident else { return Ok(None) };
+        let slot = |block: &Arc<Block>| if let Block::Owned(slot) = &**block { Some(slot.index()) } else { None };
+        let slots: Vec<usize> = self.blocks[..blocks].iter().filter_map(slot).collect();
+        if slots.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Fetched { window: resident.download(&slots)?, resident: resident.clone() }))
     }
 
     /// Calls `f` with the offset in a block of each (layer, key or value, head) tile, in order, and the bytes of a row.
@@ -211,5 +277,19 @@ impl Kv {
                 }
             }
         }
+    }
+}
+
+/// Blocks that were brought from a device, in the order of those that stood there.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    window: Window,
+    resident: Arc<ResidentKv>,
+}
+
+impl Fetched {
+    /// The bytes of the `index`-th.
+    pub(crate) fn block(&self, index: usize) -> &[u8] {
+        &self.window.bytes()[self.resident.block_in_window(index)]
     }
 }

@@ -3,6 +3,9 @@
 /// Rows (tokens of all sessions together) that one pass through the decoder takes. A longer step is several passes.
 pub const ROWS_PER_PASS_MAX: usize = 512;
 
+/// The same on a GPU that multiplies tiles, which more rows keep busy.
+pub const TILE_ROWS_PER_PASS_MAX: usize = 2048;
+
 /// Rows of one pass on a GPU whose logits may be wanted: they stand in memory that is shared with the device.
 pub const GPU_OUTPUTS_PER_PASS_MAX: usize = 64;
 

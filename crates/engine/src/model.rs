@@ -2,14 +2,14 @@
 
 use crate::Error;
 use crate::config::Config;
-use crate::gpu::GpuWeights;
-use crate::kv::KvPools;
+use crate::gpu::{GpuWeights, Upload, tile_attention};
+use crate::kv::{KvHome, KvPools};
 use crate::models::{self, Decoder};
 use crate::source;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use driftwood_compute::gpu::Gpu;
-use driftwood_compute::{Cpu, KERNEL_VERSION, KvDType, KvLayout};
+use driftwood_compute::{Arithmetic, Cpu, KERNEL_VERSION, KvDType, KvLayout};
 use driftwood_region::View;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -62,7 +62,7 @@ impl Model {
             });
         }
         let template = source.chat_template().and_then(|t| ChatTemplate::new(t, config.architecture, &tokenizer));
-        Ok(Arc::new(Model {
+        let model = Model {
             name: name.to_owned(),
             files: source.files(),
             config,
@@ -73,7 +73,30 @@ impl Model {
             device,
             kv_pools: KvPools::default(),
             fingerprint: OnceLock::new(),
-        }))
+        };
+        model.upload_tiles()?;
+        Ok(Arc::new(model))
+    }
+
+    /// The device on which it runs on tiles, with f16 KV in the device's own memory.
+    pub(crate) fn tiles_on(&self) -> Option<&Arc<Gpu>> {
+        let gpu = self.device.gpu.as_ref()?;
+        let fits = tile_attention(&self.config.attention(0, None)).is_ok() && self.config.width.is_multiple_of(4);
+        (gpu.info().cooperative && self.cpu().arithmetic() == Arithmetic::Fast && fits).then_some(gpu)
+    }
+
+    fn upload_tiles(&self) -> Result<(), Error> {
+        if self.tiles_on().is_none() {
+            return Ok(());
+        }
+        let mut upload = Upload { weights: self.gpu_weights(), failure: None };
+        self.decoder.forward(&mut upload);
+        upload.failure.map_or(Ok(()), Err)
+    }
+
+    /// Where the KV blocks of a layout are.
+    pub(crate) fn kv_home(&self, layout: KvLayout) -> Result<KvHome, Error> {
+        self.kv_pools.get(layout, self.tiles_on().filter(|_| layout.dtype == KvDType::F16))
     }
 
     /// What guests and snapshots call it.
@@ -141,17 +164,16 @@ impl Model {
         let arithmetic = self.cpu().arithmetic();
         match &self.device.gpu {
             None => format!("cpu/kernels-{KERNEL_VERSION}/{arithmetic}/kv-{kv}"),
-            Some(gpu) => format!("{}/{arithmetic}/kv-{kv}", gpu.numerics_id()),
+            Some(gpu) => {
+                let tiles = kv == KvDType::F16 && self.tiles_on().is_some();
+                format!("{}/{arithmetic}/kv-{kv}", if tiles { gpu.tiles_numerics_id() } else { gpu.numerics_id() })
+            }
         }
     }
 
     /// How a block of KV of this model is laid out.
     pub fn kv_layout(&self, dtype: KvDType) -> KvLayout {
         self.config.kv_layout(dtype)
-    }
-
-    pub(crate) fn kv_pools(&self) -> &KvPools {
-        &self.kv_pools
     }
 
     pub(crate) fn decoder(&self) -> &dyn Decoder {

@@ -6,6 +6,7 @@
 
 use crate::Error;
 use crate::limits::{BIASES_MAX, PENALTY_WINDOW_MAX};
+use driftwood_compute::gpu::{Draw, NO_TOKEN};
 use driftwood_compute::math;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
@@ -169,16 +170,61 @@ impl Sampler {
         if self.params.temperature == 0.0 {
             return argmax(logits);
         }
+        if self.unfiltered() {
+            return self.draw_from_all(logits);
+        }
         self.collect_candidates(logits)?;
         self.filter();
         Ok(self.draw())
     }
 
-    fn penalise(&mut self, logits: &mut [f32], history: &[u32]) {
+    /// How a device chooses the next token by itself: greedily, or at a temperature alone. The same text stands in `sample.wgsl`.
+    pub(crate) fn draw_on_device(&self) -> Option<Draw> {
         let p = &self.params;
-        if p.repetition_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 {
+        let alone = p.bias.is_empty() && !self.penalises() && (p.temperature == 0.0 || self.unfiltered());
+        let inverse_temperature = if p.temperature == 0.0 { 0.0 } else { 1.0 / p.temperature };
+        alone.then(|| Draw { inverse_temperature, ..self.noise() })
+    }
+
+    /// The noise of the next draw.
+    fn noise(&self) -> Draw {
+        let p = &self.params;
+        Draw { inverse_temperature: 1.0 / p.temperature, seed: [p.seed as u32, (p.seed >> 32) as u32], draw: self.draws as u32 }
+    }
+
+    /// Takes note of a token that a device chose so.
+    pub(crate) fn take_drawn(&mut self, token: u32) -> Result<u32, SampleError> {
+        if token == NO_TOKEN {
+            return Err(SampleError::NoCandidate);
+        }
+        self.draws += u64::from(self.params.temperature != 0.0);
+        Ok(token)
+    }
+
+    /// Whether every token may be drawn.
+    fn unfiltered(&self) -> bool {
+        self.params.top_k == 0 && self.params.top_p == 1.0 && self.params.min_p == 0.0
+    }
+
+    fn penalises(&self) -> bool {
+        let p = &self.params;
+        p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0
+    }
+
+    /// The token of the largest sum of logit over temperature and Gumbel noise: a draw from the softmax (Gumbel, 1954).
+    fn draw_from_all(&mut self, logits: &mut [f32]) -> Result<u32, SampleError> {
+        let draw = self.noise();
+        for (token, logit) in logits.iter_mut().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY) {
+            *logit = logit.mul_add(draw.inverse_temperature, draw.gumbel(token as u32));
+        }
+        argmax(logits).and_then(|token| self.take_drawn(token))
+    }
+
+    fn penalise(&mut self, logits: &mut [f32], history: &[u32]) {
+        if !self.penalises() {
             return;
         }
+        let p = &self.params;
         let window = &history[history.len().saturating_sub(p.penalty_window as usize)..];
         let seen = &mut self.scratch.seen;
         seen.clear();

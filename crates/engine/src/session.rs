@@ -3,7 +3,7 @@
 //! Tokens are appended first and evaluated by the next [`crate::Batch::step`]; `evaluated()` of them have their keys and
 //! values in the cache. Forking is cheap, and truncating never changes a bit of what stays.
 
-use crate::kv::{Block, Kv};
+use crate::kv::{Block, Fetched, Kv};
 use crate::limits::CONTEXT_TOKENS_MAX;
 use crate::{Error, Model, Sampler, SamplerParams};
 use driftwood_compute::{KV_BLOCK_TOKENS, KvDType, KvLayout};
@@ -50,7 +50,7 @@ impl Session {
             return Err(Error::ContextTooLong { asked: context_max, limit });
         }
         let layout = model.kv_layout(options.kv);
-        let kv = Kv::new(layout, model.kv_pools().get(layout)?, context_max);
+        let kv = Kv::new(layout, model.kv_home(layout)?, context_max);
         let sampler = Sampler::new(SamplerParams::default())?;
         let tokens = Vec::with_capacity(context_max);
         Ok(Session { model: model.clone(), kv, tokens, evaluated: 0, context_max, sampler, past_numerics: None })
@@ -110,6 +110,11 @@ impl Session {
     /// If no token can be chosen.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, Error> {
         Ok(self.sampler.sample(logits, &self.tokens)?)
+    }
+
+    /// Takes note of a token that a device chose as [`Sampler::draw_on_device`] told it to.
+    pub(crate) fn take_drawn(&mut self, token: u32) -> Result<u32, Error> {
+        Ok(self.sampler.take_drawn(token)?)
     }
 
     /// All tokens, evaluated or not.
@@ -178,12 +183,13 @@ impl Session {
     }
 
     /// Takes the session apart for a snapshot. See [`SessionAtRest`].
-    pub fn at_rest(&self) -> SessionAtRest<'_> {
-        let full = self.evaluated / KV_BLOCK_TOKENS;
-        let (full_blocks, rest) = self.kv.blocks().split_at(full);
-        let at_rest = |block| BlockAtRest { block };
-        let tail = rest.first().filter(|_| !self.evaluated.is_multiple_of(KV_BLOCK_TOKENS)).map(at_rest);
-        SessionAtRest { blocks: full_blocks.iter().map(at_rest).collect(), tail }
+    ///
+    /// # Errors
+    /// If the KV is in a device's own memory and cannot be read from there.
+    pub fn at_rest(&self) -> Result<SessionAtRest<'_>, Error> {
+        let blocks = &self.kv.blocks()[..self.evaluated.div_ceil(KV_BLOCK_TOKENS)];
+        let fetched = self.kv.fetch(blocks.len())?;
+        Ok(SessionAtRest { blocks, full: self.evaluated / KV_BLOCK_TOKENS, fetched })
     }
 
     /// Puts a session together from a snapshot. Mapped blocks are verified before the first step that reads them.
@@ -233,22 +239,49 @@ impl Session {
 /// A session's KV for a snapshot.
 #[derive(Debug)]
 pub struct SessionAtRest<'a> {
+    blocks: &'a [Arc<Block>],
+    full: usize,
+    fetched: Option<Fetched>,
+}
+
+impl SessionAtRest<'_> {
     /// Blocks whose 64 tokens are all evaluated.
-    pub blocks: Vec<BlockAtRest<'a>>,
+    pub fn blocks(&self) -> impl ExactSizeIterator<Item = BlockAtRest<'_>> {
+        let mut fetched = 0;
+        self.blocks[..self.full].iter().map(move |block| {
+            let at_rest = self.block(block, fetched);
+            fetched += usize::from(matches!(**block, Block::Owned(_)));
+            at_rest
+        })
+    }
+
     /// The block after them, if some of its tokens are evaluated; its other rows hold anything.
-    pub tail: Option<BlockAtRest<'a>>,
+    pub fn tail(&self) -> Option<BlockAtRest<'_>> {
+        let fetched = self.blocks[..self.full].iter().filter(|block| matches!(***block, Block::Owned(_))).count();
+        self.blocks.get(self.full).map(|block| self.block(block, fetched))
+    }
+
+    /// A block, of which `fetched` others that stand on the device come before.
+    fn block<'b>(&'b self, block: &'b Arc<Block>, fetched: usize) -> BlockAtRest<'b> {
+        let bytes = match (&**block, &self.fetched) {
+            (Block::Owned(_), Some(from)) => from.block(fetched),
+            (block, _) => block.bytes(),
+        };
+        BlockAtRest { block, bytes }
+    }
 }
 
 /// A block as it lies in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockAtRest<'a> {
     block: &'a Arc<Block>,
+    bytes: &'a [u8],
 }
 
 impl<'a> BlockAtRest<'a> {
     /// The block's bytes.
     pub fn bytes(&self) -> &'a [u8] {
-        self.block.bytes()
+        self.bytes
     }
 
     /// Equal for blocks that are one and the same in memory.

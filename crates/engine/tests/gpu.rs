@@ -98,11 +98,11 @@ fn forks_and_rewinds_change_no_bit_on_the_gpu() {
 
 /// What a session holds, restored on another model of the same file.
 fn moved(session: &Session, to: &Arc<Model>) -> Session {
-    let at_rest = session.at_rest();
+    let at_rest = session.at_rest().unwrap();
     let layout = session.kv_layout();
     let rows = session.evaluated();
-    assert!(at_rest.blocks.is_empty() && rows < 64, "one block is enough here");
-    let block = at_rest.tail.unwrap();
+    assert!(at_rest.blocks().len() == 0 && rows < 64, "one block is enough here");
+    let block = at_rest.tail().unwrap();
     let row_bytes = layout.row_bytes();
     let tiles = (0..layout.layers * 2 * layout.kv_heads).map(|tile| tile * 64 * row_bytes);
     let tail: Vec<u8> = tiles.flat_map(|at| block.bytes()[at..at + rows * row_bytes].to_vec()).collect();

@@ -28,14 +28,14 @@ async fn next(mut caller: Caller<'_, Guest>, session: i32) -> wasmtime::Result<i
         if desk.interrupt.is_set() { Err(Refused::Interrupted) } else { Ok(()) }
     });
     granted!(ready?);
-    granted!(evaluate(&mut caller, session, Target::Desk).await);
+    granted!(evaluate(&mut caller, session, Target::Token).await);
     Ok(super::number(with_desk(&mut caller, 0, |_, desk| desk.take_token(session).map(|token| token as i32))?))
 }
 
 impl Desk {
-    /// Samples a token from the desk's logits and appends it.
+    /// Appends the token that the step chose.
     fn take_token(&mut self, session: i32) -> Result<u32, Refused> {
-        let token = self.sample(session)?;
+        let token = self.token;
         self.append(session, &[token])?;
         self.sessions.entry(session)?.fresh += 1;
         self.turn().tally.generated.push(token);
@@ -49,7 +49,7 @@ async fn generate(mut caller: Caller<'_, Guest>, session: i32, options: u32) -> 
         if let Some(finish) = granted!(with_desk(&mut caller, 0, |_, desk| run.before_token(desk))?) {
             break finish;
         }
-        match evaluate(&mut caller, session, Target::Desk).await {
+        match evaluate(&mut caller, session, Target::Token).await {
             Ok(()) => {}
             Err(Refused::TokenLimit) => break Finish::TokenLimit,
             Err(refused) => return Ok(refused as i32),

@@ -82,12 +82,21 @@ impl Gpu {
         &self.info
     }
 
-    /// What bits depend on, besides arithmetic and KV type: equal ids promise equal bits.
+    /// What bits of the plain kernels depend on, besides arithmetic and KV type: equal ids promise equal bits.
     pub fn numerics_id(&self) -> String {
+        self.id_of("plain", super::GPU_KERNEL_VERSION)
+    }
+
+    /// The same of tiles.
+    pub fn tiles_numerics_id(&self) -> String {
+        self.id_of("tiles", super::TILE_KERNEL_VERSION)
+    }
+
+    fn id_of(&self, kernels: &str, version: u32) -> String {
         let GpuInfo { api, name, driver, .. } = &self.info;
         // A slash separates the parts of an id, a plus its history.
         let word = |text: &str| text.replace(['/', '+', ' '], "-");
-        format!("gpu-{api}/{}/{}/plain-{}", word(name), word(driver), super::GPU_KERNEL_VERSION)
+        format!("gpu-{api}/{}/{}/{kernels}-{version}", word(name), word(driver))
     }
 
     /// wgpu's device.
@@ -168,6 +177,25 @@ impl Gpu {
     pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<(), GpuError> {
         self.queue.submit([encoder.finish()]);
         self.check()
+    }
+
+    /// As [`Gpu::submit`]; says which submission it was, to be waited for.
+    ///
+    /// # Errors
+    /// As [`Gpu::submit`].
+    pub fn submit_numbered(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex, GpuError> {
+        let number = self.queue.submit([encoder.finish()]);
+        self.check().map(|()| number)
+    }
+
+    /// Waits until a submission is done.
+    ///
+    /// # Errors
+    /// If the device is lost, or if an earlier operation failed.
+    pub fn wait_for(&self, number: wgpu::SubmissionIndex) -> Result<(), GpuError> {
+        let polled = self.device.poll(wgpu::PollType::Wait { submission_index: Some(number), timeout: None });
+        self.check()?;
+        polled.map(drop).map_err(|e| GpuError::Driver { why: e.to_string() })
     }
 
     /// Waits until everything submitted is done.

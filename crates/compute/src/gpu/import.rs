@@ -34,7 +34,7 @@ impl Imported {
     }
 }
 
-/// Zeroed host memory that the device writes and the host reads, such as a step's logits.
+/// Host memory, zero at first, that is shared with the device: for a step's logits, or for bytes on their way in.
 #[derive(Debug)]
 pub struct Window {
     region: Arc<Region>,
@@ -51,6 +51,12 @@ impl Window {
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the region is ours alone, open over its whole length, and lives as long as `self`; on the host's side nothing writes it.
         unsafe { std::slice::from_raw_parts(self.region.base().as_ptr(), self.region.open_bytes()) }
+    }
+
+    /// The same, to be written when no work that reads or writes it is in flight.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `&mut self` makes it exclusive on the host's side.
+        unsafe { std::slice::from_raw_parts_mut(self.region.base().as_ptr(), self.region.open_bytes()) }
     }
 }
 

@@ -55,6 +55,14 @@ pub struct Dispatch {
     pub workgroups: [u32; 3],
 }
 
+impl Dispatch {
+    /// The same with another second extent, along which rows lie.
+    pub fn for_rows(&self, rows: u32) -> Dispatch {
+        let [x, _, z] = self.workgroups;
+        Dispatch { workgroups: [x, rows, z], ..self.clone() }
+    }
+}
+
 impl Kernel {
     pub(super) fn compile(device: &wgpu::Device, label: &str, source: KernelSource<'_>, cache: Option<&wgpu::PipelineCache>) -> Kernel {
         let descriptor =

@@ -4,6 +4,7 @@
 //! - `import.rs`: a host region as a GPU buffer without a copy; `import_vulkan.rs` and `import_metal.rs` are the two APIs behind it.
 //! - `kernel.rs`: a kernel compiled from WGSL, and what a step dispatches.
 //! - `plain.rs`: the kernels of a decoder that run on every device; their texts are in `wgsl/`.
+//! - `sample.rs`: the next token, chosen on the device.
 //! - `guest_kernel.rs`: [`GuestKernel`], a kernel that a guest brings, made harmless before it is submitted.
 //! - `gemm.rs`: a plain product of f32 matrices, for guests and for `doctor.rs`, which measures what a machine can share.
 //! - `tiles/`: matrix products for devices with cooperative matrices.
@@ -27,6 +28,7 @@ mod kernel;
 mod plain;
 #[cfg(test)]
 mod plain_tests;
+mod sample;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod tiles;
@@ -43,7 +45,11 @@ pub use guest_kernel::{GuestBinding, GuestKernel, GuestKernelError, GuestKernelL
 pub use import::{Imported, Window};
 pub use kernel::{Binding, Dispatch, Kernel, KernelSource, record, show_host};
 pub use plain::{Each, Heads, KvBinding, Plain, Product, RowDispatch, Weight, WeightPart};
-pub use wgpu::{Buffer, CommandEncoder};
+pub use sample::{Draw, NO_TOKEN, Sample};
+pub use wgpu::{Buffer, CommandEncoder, SubmissionIndex};
 
 /// Changes whenever a GPU kernel's results change in any bit; part of the numerics id.
 pub const GPU_KERNEL_VERSION: u32 = 1;
+
+/// The same of the kernels in `tiles/`.
+pub const TILE_KERNEL_VERSION: u32 = 1;

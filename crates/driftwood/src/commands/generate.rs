@@ -190,8 +190,8 @@ impl Generation<'_> {
         let mut tokens = Vec::with_capacity(self.args.max_tokens.min(session.room()));
         let start = Instant::now();
         let mut steps = 0;
+        let mut token = if self.args.max_tokens == 0 { 0 } else { session.sample(logits)? };
         while tokens.len() < self.args.max_tokens {
-            let token = session.sample(logits)?;
             tokens.push(token);
             let ended = self.runner.model.tokenizer().is_end(token) && !self.args.ignore_eos;
             if !self.args.json && !ended {
@@ -205,7 +205,7 @@ impl Generation<'_> {
                 break;
             }
             session.append(&[token])?;
-            self.runner.step(session, logits)?;
+            token = self.runner.next(session)?;
             steps += 1;
         }
         let decode_ms = ms_since(start);

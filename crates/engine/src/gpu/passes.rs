@@ -52,13 +52,13 @@ impl GpuPasses {
     /// Runs one pass and returns the logits of its outputs: (output, vocabulary).
     pub(crate) fn evaluate(&mut self, model: &Model, plan: &Plan, layout: KvLayout, work: &mut [Work<'_>]) -> Result<&[f32], Error> {
         for run in plan.rows.chunk_by(|a, b| a.session == b.session) {
-            work[run[0].session as usize].session.kv.make_owned()?;
+            work[run[0].session as usize].session.kv.make_owned(model.cpu().threads())?;
         }
         let first = &work[plan.rows[0].session as usize].session.kv;
-        self.share_kv(layout.dtype, first.pool())?;
+        self.share_kv(layout.dtype, &first.home().pool)?;
         self.make_room(model, plan, work)?;
         if !self.programs.contains_key(&layout.dtype) {
-            let program = self.record(model, layout, first.pool().slot_bytes())?;
+            let program = self.record(model, layout, first.home().pool.slot_bytes())?;
             self.programs.insert(layout.dtype, program);
         }
         self.write_step(plan, layout.dtype, work);

@@ -3,6 +3,7 @@
 use crate::Error;
 use driftwood_compute::Matrix;
 use driftwood_compute::gpu::Weight;
+use driftwood_compute::gpu::tiles::{Arrange, Mlx4, TileMatrix, TileSource};
 use driftwood_compute::gpu::{Buffer, Gpu, Imported};
 use driftwood_region::{DType, Region, View};
 use std::collections::HashMap;
@@ -19,8 +20,9 @@ pub(crate) struct GpuWeights {
 
 #[derive(Debug, Default)]
 struct Places {
-    files: HashMap<usize, Imported>, // by the address of the mapping
-    tensors: HashMap<usize, Placed>, // by the address of the first byte
+    files: HashMap<usize, Imported>,        // by the address of the mapping
+    tensors: HashMap<usize, Placed>,        // by the address of the first byte
+    tiles: HashMap<usize, Arc<TileMatrix>>, // by the address of the first matrix's first byte
     copied_bytes: usize,
 }
 
@@ -62,6 +64,25 @@ impl GpuWeights {
     /// A norm, or anything else of f32: (n).
     pub(super) fn vector(&self, values: &[f32]) -> Result<Buffer, Error> {
         Ok(self.placed(bytemuck::cast_slice(values), DType::F32, (1, values.len() as u32))?.buffer)
+    }
+
+    /// Matrices that are multiplied at once, packed as tiles for cooperative devices.
+    pub(super) fn tiles(&self, matrices: &[&Matrix], arrange: Arrange) -> Result<Arc<TileMatrix>, Error> {
+        let key = matrices[0].weight().bytes().as_ptr() as usize;
+        if let Some(tiles) = self.places().tiles.get(&key) {
+            return Ok(tiles.clone());
+        }
+        let sources: Vec<_> = matrices.iter().map(|matrix| tile_source(matrix)).collect();
+        let tiles = Arc::new(TileMatrix::upload(&self.gpu, &sources, arrange)?);
+        let mut places = self.places();
+        places.copied_bytes += tiles.bytes() as usize;
+        places.tiles.insert(key, tiles.clone());
+        Ok(tiles)
+    }
+
+    /// Bytes of scratch memory for products of up to `rows` rows of any of the tiles.
+    pub(super) fn products_bytes(&self, rows: usize) -> u64 {
+        self.places().tiles.values().map(|tiles| tiles.scratch_bytes(rows)).max().unwrap_or(0)
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {
@@ -110,6 +131,18 @@ impl GpuWeights {
         places.tensors.insert(key, placed.clone());
         Ok(placed)
     }
+}
+
+fn tile_source(matrix: &Matrix) -> TileSource<'_> {
+    let (Some(scales), Some(biases)) = (matrix.scales(), matrix.biases()) else { return TileSource::Rows(matrix.weight()) };
+    TileSource::Mlx4(Mlx4 {
+        n: matrix.rows(),
+        k: matrix.row_len(),
+        words: matrix.weight().bytes(),
+        scales: scales.bytes(),
+        biases: biases.bytes(),
+        float: scales.dtype(),
+    })
 }
 
 fn extents(matrix: &Matrix) -> (u32, u32) {

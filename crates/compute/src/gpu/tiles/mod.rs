@@ -2,12 +2,13 @@
 //!
 //! - `pack.rs`: weights as tiles. `upload.rs`: packed and sent to the device.
 //! - `one_row.rs`, `many_rows.rs`: the text of the kernels. `text.rs`: what they share.
-//! - `product.rs`: which kernels a product takes, bound to buffers.
+//! - `product.rs`: which kernels a product takes, bound to buffers. `embed.rs`: rows of a matrix.
 //!
 //! **Bits.** An output is `((c0 + c1) + c2) + ...` in f32; `ci` is the chain of 16x16x16 multiply-adds of f16 operands, with f32 sums that
 //! start at zero, over elements `256 i` to `256 i + 255` of K. Every kernel here keeps to that, so a row's values do not depend on how many
 //! rows it is among. Activations come as f16 rows, padded with zeros to a multiple of 256.
 
+mod embed;
 mod many_rows;
 mod one_row;
 mod pack;

@@ -99,7 +99,7 @@ fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32) -> Result
     let mut started = Instant::now();
     actor.send(how, &[0; TOKENS_PER_PAIR], &mut || {
         actor_ms += ms_since(started);
-        engine_ms = engine_ms.as_ref().map_err(|e: &anyhow::Error| anyhow!("{e}")).and_then(|ms| Ok(ms + engine.slice()?));
+        engine_ms = engine_ms.as_ref().map_err(|e: &anyhow::Error| anyhow!("{e}")).and_then(|ms| Ok(ms + engine.slice(how)?));
         started = Instant::now();
     })?;
     actor_ms += ms_since(started);
@@ -139,12 +139,16 @@ impl EngineSide {
         Ok(self.session.truncate(self.prompt.len())?)
     }
 
-    /// Milliseconds of one slice. The logits are materialised in either case.
-    fn slice(&mut self) -> Result<f64> {
+    /// Milliseconds of one slice.
+    fn slice(&mut self, how: u32) -> Result<f64> {
         let start = Instant::now();
         for _ in 0..SLICE_TOKENS {
-            self.runner.step(&mut self.session, &mut self.logits)?;
-            let token = self.session.sample(&mut self.logits)?;
+            let token = if how == LOGITS {
+                self.runner.step(&mut self.session, &mut self.logits)?;
+                self.session.sample(&mut self.logits)?
+            } else {
+                self.runner.next(&mut self.session)?
+            };
             self.session.append(&[token])?;
         }
         Ok(ms_since(start))

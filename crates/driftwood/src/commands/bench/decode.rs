@@ -12,8 +12,9 @@ use serde::Serialize;
 use serde_json::json;
 use std::time::Instant;
 
-/// Steps at each depth.
-const STEPS: usize = 32;
+/// Steps at each depth, and steps before them: the first of a fork copies the block that it shares.
+const STEPS: usize = 40;
+const WARM_STEPS: usize = 4;
 
 /// Flags of `bench decode`.
 #[derive(Args, Debug)]
@@ -47,7 +48,7 @@ struct Row {
 /// If the model cannot be used or a depth exceeds its context.
 pub fn run(globals: &Globals, args: &DecodeArgs) -> Result<()> {
     let mut runner = Runner::open(&args.common.model, &globals.device, args.kv)?;
-    check_counts(&runner, &args.tokens, STEPS + 1)?;
+    check_counts(&runner, &args.tokens, WARM_STEPS + STEPS + 1)?;
     let cpu = format!("{}, {} threads", runner.model.device().cpu.simd(), runner.model.device().cpu.threads());
     let numerics = runner.session(0)?.numerics_id();
     let rows = args.tokens.iter().map(|&tokens| row(&mut runner, args, tokens)).collect::<Result<Vec<Row>>>()?;
@@ -76,25 +77,40 @@ pub fn run(globals: &Globals, args: &DecodeArgs) -> Result<()> {
 fn row(runner: &mut Runner, args: &DecodeArgs, tokens: usize) -> Result<Row> {
     let prompt = prompt(runner, &args.common, tokens)?;
     let mut logits = runner.logits();
-    let mut session = runner.session(0)?;
-    let start = Instant::now();
-    runner.prefill(&mut session, &prompt, &mut logits)?;
-    let prefill_ms = ms_since(start);
+    let (mut session, prefill_ms) = prefilled(runner, &prompt, &mut logits)?;
     session.append(&[argmax(&logits)?])?;
     let sessions = usize::from(args.sessions);
     let mut forks: Vec<Session> = (0..sessions).map(|_| session.fork()).collect();
-    let mut outs = vec![logits; sessions];
+    let mut tokens_next = vec![0; sessions];
     let mut steps = Vec::with_capacity(STEPS);
-    for _ in 0..STEPS {
-        let mut work: Vec<Work<'_>> = forks.iter_mut().zip(&mut outs).map(|(session, out)| Work::new(session, Logits::Last(out))).collect();
+    for step in 0..WARM_STEPS + STEPS {
+        let each = forks.iter_mut().zip(&mut tokens_next);
         let start = Instant::now();
+        let mut work: Vec<Work<'_>> = each.map(|(session, token)| Work::new(session, Logits::Next(token))).collect();
         runner.step_many(&mut work)?;
-        steps.push(ms_since(start));
-        for (session, out) in forks.iter_mut().zip(&outs) {
-            session.append(&[argmax(out)?])?;
+        for (session, token) in forks.iter_mut().zip(&tokens_next) {
+            session.append(&[*token])?;
+        }
+        if step >= WARM_STEPS {
+            steps.push(ms_since(start));
         }
     }
     let decode_ms = median(&steps);
     let prefill_tokens_per_s = per_second(tokens, prefill_ms);
     Ok(Row { tokens, sessions, prefill_ms, prefill_tokens_per_s, decode_ms, decode_tokens_per_s: per_second(sessions, decode_ms) })
+}
+
+/// A session with the prompt, and the median time of reading it: once on the CPU; several times, after a first that compiles, on a GPU.
+fn prefilled(runner: &mut Runner, prompt: &[u32], logits: &mut [f32]) -> Result<(Session, f64)> {
+    let runs = if runner.model.device().gpu.is_some() { 4 } else { 1 };
+    let mut times = Vec::with_capacity(runs);
+    loop {
+        let mut session = runner.session(0)?;
+        let start = Instant::now();
+        runner.prefill(&mut session, prompt, logits)?;
+        times.push(ms_since(start));
+        if times.len() == runs {
+            return Ok((session, median(&times[usize::from(runs > 1)..])));
+        }
+    }
 }

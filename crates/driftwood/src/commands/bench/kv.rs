@@ -10,7 +10,7 @@ use crate::{output, paths};
 use anyhow::{Context, Result};
 use clap::Args;
 use driftwood_compute::KvDType;
-use driftwood_engine::{RestoredBlock, RestoredSession, Sampler, Session, SessionOptions, argmax};
+use driftwood_engine::{RestoredBlock, RestoredSession, Sampler, Session, SessionAtRest, SessionOptions, argmax};
 use driftwood_snapshot as snapshot;
 use serde::Serialize;
 use serde_json::json;
@@ -138,7 +138,7 @@ fn timed_writes(runner: &Runner, session: &Session, path: &Path) -> Result<(Writ
     let mut bytes = 0;
     for _ in 0..RUNS {
         let start = Instant::now();
-        let unpublished = snapshot::serialise(&contents(runner, session, &identity), path)?;
+        let unpublished = snapshot::serialise(&contents(runner, session, &session.at_rest()?, &identity), path)?;
         written.serialise.push(ms_since(start));
         bytes = unpublished.publish(Existing::Replace)?.bytes;
         written.write.push(ms_since(start));
@@ -146,9 +146,8 @@ fn timed_writes(runner: &Runner, session: &Session, path: &Path) -> Result<(Writ
     Ok((written, bytes))
 }
 
-fn contents<'a>(runner: &Runner, session: &'a Session, identity: &'a Identity) -> Contents<'a> {
-    let at_rest = session.at_rest();
-    let blocks = at_rest.blocks.iter().map(|block| Block { bytes: block.bytes(), hash: block.known_hash().map(Hash) });
+fn contents<'a>(runner: &Runner, session: &'a Session, at_rest: &'a SessionAtRest<'_>, identity: &'a Identity) -> Contents<'a> {
+    let blocks = at_rest.blocks().map(|block| Block { bytes: block.bytes(), hash: block.known_hash().map(Hash) });
     let state = SessionState { handle: 1, pool: 0, context_max: session.context_max() as u32, sampler: session.sampler().to_json() };
     Contents {
         writer: concat!("driftwood ", env!("CARGO_PKG_VERSION")),
@@ -159,8 +158,8 @@ fn contents<'a>(runner: &Runner, session: &'a Session, identity: &'a Identity) -
             state,
             tokens: session.tokens(),
             evaluated: session.evaluated() as u32,
-            blocks: (0..at_rest.blocks.len() as u32).collect(),
-            tail: at_rest.tail.map(|tail| tail.bytes()),
+            blocks: (0..at_rest.blocks().len() as u32).collect(),
+            tail: at_rest.tail().map(|tail| tail.bytes()),
         }],
         notes: BTreeMap::new(),
     }

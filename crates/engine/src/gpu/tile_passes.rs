@@ -1,0 +1,225 @@
+//! One step on tiles: what changed is written, the recording of the step's class of rows is replayed, and the logits are read, or only the
+//! tokens that the device chose.
+//!
+//! **Ahead.** While every session only asks for its next token, the step after this one is submitted before this one's tokens are read:
+//! the device leaves them where the next step takes its own from. If the next call wants just that (the same places and tokens, and
+//! nothing else has touched the KV), it finds the step done or running; else what was computed is dropped. It wrote nothing but rows of
+//! KV behind the end of its sessions.
+
+use super::resident::ResidentKv;
+use super::tile_record::{Extents, Inputs, Most, RopeTables, TileBuffers, TileProgram, TileRecorder};
+use crate::batch::{Answer, Plan, Work};
+use crate::limits::{GPU_OUTPUTS_PER_PASS_MAX, TILE_ROWS_PER_PASS_MAX};
+use crate::{Error, Model};
+use driftwood_compute::gpu::{Binding, Buffer, Dispatch, Gpu, Sample, SubmissionIndex, Window, record, show_host};
+use std::sync::Arc;
+
+/// Rows that programs are recorded for.
+const CLASSES: [usize; 5] = [1, 16, 64, 256, TILE_ROWS_PER_PASS_MAX];
+/// Rows whose products may use scratch memory.
+const SCRATCH_CLASSES: [usize; 2] = [16, 64];
+/// From one half of the window of tokens to the other.
+const HALF_BYTES: usize = 4096;
+
+/// The scratch memory of one model's steps on a device with tiles.
+#[derive(Debug)]
+pub(crate) struct TilePasses {
+    gpu: Arc<Gpu>,
+    scratch: Option<Scratch>,
+    programs: [Option<TileProgram>; CLASSES.len()],
+    ahead: Option<Ahead>,
+    inputs: Inputs,
+}
+
+#[derive(Debug)]
+struct Scratch {
+    buffers: TileBuffers,
+    /// The choice of tokens, into each half of `chosen`.
+    samples: [[Dispatch; 2]; 2],
+    logits: Window, // f32 (output, vocabulary)
+    chosen: Window, // u32: two halves of (output), for this step and the one ahead
+    places: Buffer,
+    partial: Buffer,
+    kv: Vec<Buffer>,
+    ropes: RopeTables,
+}
+
+/// A step that was submitted before it was asked for.
+#[derive(Debug)]
+struct Ahead {
+    submitted: Submitted,
+    inputs: Inputs,
+    /// The tokens that it starts from, read since.
+    tokens: Vec<u32>,
+    kv_changes: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Submitted {
+    number: SubmissionIndex,
+    extents: Extents,
+    half: usize,
+}
+
+impl TilePasses {
+    pub(crate) fn new(gpu: &Arc<Gpu>) -> TilePasses {
+        TilePasses { gpu: gpu.clone(), scratch: None, programs: Default::default(), ahead: None, inputs: Inputs::default() }
+    }
+
+    /// Runs one pass.
+    pub(crate) fn evaluate(&mut self, model: &Model, plan: &Plan, work: &mut [Work<'_>]) -> Result<Answer<'_>, Error> {
+        for run in plan.rows.chunk_by(|a, b| a.session == b.session) {
+            work[run[0].session as usize].session.kv.make_owned(model.cpu().threads())?;
+        }
+        let home = work[plan.rows[0].session as usize].session.kv.home().clone();
+        let kv = home.resident.as_deref().expect("tiles read KV in the device's memory");
+        self.inputs.fill(plan, work);
+        let submitted = match self.ahead.take().filter(|ahead| ahead.is(&self.inputs, plan, kv)) {
+            Some(ahead) => ahead.submitted,
+            None => {
+                self.make_room(model, kv)?;
+                self.write_tokens(&plan.tokens);
+                self.submit(model, 0)?
+            }
+        };
+        let asked = self.inputs.clone();
+        if asked.goes_ahead(work) {
+            self.inputs.advance();
+            self.make_room(model, kv)?;
+            let submitted = self.submit(model, 1 - submitted.half)?;
+            self.ahead = Some(Ahead { submitted, inputs: self.inputs.clone(), tokens: Vec::new(), kv_changes: kv.changes() });
+        }
+        self.read(model, &asked, &submitted)
+    }
+
+    /// Waits for a step and reads what it gave.
+    fn read(&mut self, model: &Model, asked: &Inputs, submitted: &Submitted) -> Result<Answer<'_>, Error> {
+        let outputs = submitted.extents.outputs as usize;
+        if outputs == 0 {
+            return Ok(Answer { logits: &[], tokens: &[] });
+        }
+        self.gpu.wait_for(submitted.number.clone())?;
+        let scratch = self.scratch.as_ref().expect("make_room made it");
+        let tokens = &bytemuck::cast_slice(&scratch.chosen.bytes()[submitted.half * HALF_BYTES..])[..outputs];
+        if let Some(ahead) = &mut self.ahead {
+            ahead.tokens = tokens.to_vec();
+        }
+        let logits = if asked.logits { outputs * model.config().vocabulary } else { 0 };
+        Ok(Answer { logits: &bytemuck::cast_slice(scratch.logits.bytes())[..logits], tokens })
+    }
+
+    /// Makes whatever is missing or too small for the inputs, and the program of their class.
+    fn make_room(&mut self, model: &Model, kv: &ResidentKv) -> Result<(), Error> {
+        let layers = kv.layers()?;
+        let extents = self.inputs.extents();
+        if self.scratch.is_none() {
+            self.scratch = Some(self.new_scratch(model)?);
+        }
+        let scratch = self.scratch.as_mut().expect("it was just made");
+        let mut stale = scratch.kv != layers;
+        scratch.kv = layers;
+        stale |= grow(&self.gpu, &mut scratch.places, "places", 4 * self.inputs.places.len() as u64)?;
+        stale |= grow(&self.gpu, &mut scratch.partial, "partial attention", partial_bytes(model, &extents)?)?;
+        stale |= scratch.ropes.reach(&self.gpu, self.inputs.positions(), model.cpu().threads())?;
+        if stale {
+            self.programs = Default::default();
+        }
+        let class = class_of(extents.rows);
+        if self.programs[class].is_none() {
+            self.programs[class] = Some(self.record(model, CLASSES[class])?);
+        }
+        Ok(())
+    }
+
+    fn new_scratch(&self, model: &Model) -> Result<Scratch, Error> {
+        let (gpu, config) = (&*self.gpu, model.config());
+        let most = Most { rows: TILE_ROWS_PER_PASS_MAX, outputs: GPU_OUTPUTS_PER_PASS_MAX };
+        let products_bytes = SCRATCH_CLASSES.map(|rows| model.gpu_weights().products_bytes(rows)).into_iter().max().unwrap_or(0);
+        let buffers = TileBuffers::new(gpu, config, most, products_bytes)?;
+        let chosen = gpu.window(2 * HALF_BYTES)?;
+        let half = |half: usize| {
+            let inputs = [&buffers.draws, &buffers.logits, &buffers.samples].map(Binding::whole);
+            let to = Binding { buffer: chosen.buffer(), offset_bytes: (half * HALF_BYTES) as u64, bytes: HALF_BYTES as u64 };
+            Sample::new(config.vocabulary).dispatches(gpu, most.outputs, inputs, [to, Binding::whole(&buffers.tokens)])
+        };
+        let samples = [half(0)?, half(1)?];
+        let logits = gpu.window(most.outputs * config.vocabulary * size_of::<f32>())?;
+        let [places, partial] = [gpu.buffer("places", 4)?, gpu.buffer("partial attention", 4)?];
+        Ok(Scratch { buffers, samples, logits, chosen, places, partial, kv: Vec::new(), ropes: RopeTables::default() })
+    }
+
+    fn record(&mut self, model: &Model, most_rows: usize) -> Result<TileProgram, Error> {
+        let scratch = self.scratch.as_mut().expect("make_room made it");
+        let recorder = TileRecorder {
+            gpu: &self.gpu,
+            weights: model.gpu_weights(),
+            config: model.config(),
+            buffers: &scratch.buffers,
+            most: Most { rows: most_rows, outputs: GPU_OUTPUTS_PER_PASS_MAX },
+            kv: &scratch.kv,
+            places: &scratch.places,
+            partial: &scratch.partial,
+            ropes: &mut scratch.ropes,
+            threads: model.cpu().threads(),
+        };
+        recorder.record(|recording| model.decoder().forward(recording))
+    }
+
+    fn write_tokens(&self, tokens: &[u32]) {
+        let buffer = &self.scratch.as_ref().expect("make_room made it").buffers.tokens;
+        self.gpu.queue().write_buffer(buffer, 4, bytemuck::cast_slice(tokens));
+    }
+
+    /// Writes the inputs but the tokens, and submits the step.
+    fn submit(&mut self, model: &Model, half: usize) -> Result<Submitted, Error> {
+        let scratch = self.scratch.as_ref().expect("make_room made it");
+        let (inputs, extents, b) = (&self.inputs, self.inputs.extents(), &scratch.buffers);
+        let write = |buffer: &Buffer, words: &[u32]| self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(words));
+        write(&b.tokens, &[extents.rows]);
+        write(&scratch.places, &inputs.places);
+        write(&b.outputs, &inputs.outputs);
+        write(&b.draws, bytemuck::cast_slice(&inputs.draws));
+        write(&b.ones, &inputs.ones);
+        write(&b.runs, &inputs.runs);
+        let program = self.programs[class_of(extents.rows)].as_ref().expect("make_room made it");
+        let mut dispatches = program.of(&extents);
+        dispatches.extend(scratch.samples[half].iter().filter(|_| extents.outputs > 0).map(|d| d.for_rows(extents.outputs)));
+        let mut encoder = self.gpu.encoder();
+        record(&mut encoder, &dispatches);
+        let mut shown = vec![scratch.chosen.buffer()];
+        if inputs.logits {
+            let bytes = u64::from(extents.outputs) * 4 * model.config().vocabulary as u64;
+            encoder.copy_buffer_to_buffer(&b.logits, 0, scratch.logits.buffer(), 0, bytes);
+            shown.push(scratch.logits.buffer());
+        }
+        show_host(&mut encoder, shown);
+        Ok(Submitted { number: self.gpu.submit_numbered(encoder)?, extents, half })
+    }
+}
+
+impl Ahead {
+    /// Whether this is the step that is asked for now.
+    fn is(&self, inputs: &Inputs, plan: &Plan, kv: &ResidentKv) -> bool {
+        self.inputs == *inputs && self.tokens == plan.tokens && self.kv_changes == kv.changes()
+    }
+}
+
+/// The class of a number of rows.
+fn class_of(rows: u32) -> usize {
+    CLASSES.iter().position(|most| rows as usize <= *most).expect("a pass has no more rows")
+}
+
+/// Makes a buffer at least so long; says whether it is another one now.
+fn grow(gpu: &Gpu, buffer: &mut Buffer, label: &str, bytes: u64) -> Result<bool, Error> {
+    let short = buffer.size() < bytes;
+    if short {
+        *buffer = gpu.buffer(label, bytes.next_power_of_two())?;
+    }
+    Ok(short)
+}
+
+/// Bytes that rows which are alone leave of their blocks.
+fn partial_bytes(model: &Model, e: &Extents) -> Result<u64, Error> {
+    let attention = super::tile_record::tile_attention(&model.config().attention(0, None))?;
+    Ok(attention.scratch_bytes(e.ones.max(1) as usize, e.blocks.max(1) as usize))
+}
