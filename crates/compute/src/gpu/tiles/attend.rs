@@ -8,7 +8,7 @@
 //! have the same bits, and so has a row in any company.
 
 use super::super::{Binding, Dispatch, Gpu, GpuError, Heads, KernelSource};
-use super::attend_text::{Attend, ROPE_WARPS, TILE_ROWS, Values, rope_store_text};
+use super::attend_text::{Attend, ROPE_WARPS, TILE_ROWS, rope_store_text};
 use super::product::{bad, grid, room};
 use super::{Norm, padded_len};
 use crate::KV_BLOCK_TOKENS;
@@ -168,20 +168,9 @@ impl TileAttention {
         scratch: Binding<'_>,
         out: Binding<'_>,
     ) -> Result<[Dispatch; 2], GpuError> {
-        self.ones_with(gpu, Values::Direct, from, (ones, scratch, out))
-    }
-
-    /// The same, whose values take a given way.
-    pub(super) fn ones_with(
-        &self,
-        gpu: &Gpu,
-        how: Values,
-        from: Attended<'_>,
-        (ones, scratch, out): (Binding<'_>, Binding<'_>, Binding<'_>),
-    ) -> Result<[Dispatch; 2], GpuError> {
         self.check(from, ones, out)?;
         room("the scratch memory", scratch, self.scratch_bytes(1, 1) as usize)?;
-        let blocks = gpu.kernel("attention of a block", KernelSource::Trusted(&self.shape.ones_text(how)))?;
+        let blocks = gpu.kernel("attention of a block", KernelSource::Trusted(&self.shape.ones_text()))?;
         let join = gpu.kernel("join of blocks", KernelSource::Trusted(&self.shape.join_text()))?;
         let blocks = gpu.dispatch(&blocks, &[from.q, from.kv, from.places, ones, scratch], [1, self.shape.kv_heads, 1]);
         Ok([blocks, gpu.dispatch(&join, &[scratch, from.places, ones, out], [self.shape.heads, 1, 1])])

@@ -1,6 +1,5 @@
 //! How long attention takes on this device, with the shape of a 1B model and others: a table, printed by an ignored test.
 
-use super::attend_text::Values;
 use super::speed::Clock;
 use super::tests::{Random, cooperative, upload};
 use super::*;
@@ -81,11 +80,11 @@ impl Bench {
         self.attention.rope_store(&self.gpu, step.sessions * step.rows, from, Binding::whole(&places), to).unwrap()
     }
 
-    fn ones(&self, step: Step, how: Values, layer: usize) -> [Dispatch; 2] {
+    fn ones(&self, step: Step, layer: usize) -> [Dispatch; 2] {
         let (places, rows) = (self.places(step), (step.sessions * step.rows) as u32);
         let ones = upload(&self.gpu, bytemuck::cast_slice(&std::iter::once(rows).chain(0..rows).collect::<Vec<_>>()));
-        let bindings = (Binding::whole(&ones), Binding::whole(&self.scratch), Binding::whole(&self.out));
-        let mut both = self.attention.ones_with(&self.gpu, how, self.attended(layer, &places), bindings).unwrap();
+        let [which, scratch, out] = [&ones, &self.scratch, &self.out].map(Binding::whole);
+        let mut both = self.attention.ones(&self.gpu, self.attended(layer, &places), which, scratch, out).unwrap();
         (both[0].workgroups[0], both[0].workgroups[2], both[1].workgroups[1]) = (step.tokens.div_ceil(64) as u32, rows, rows);
         both
     }
@@ -123,17 +122,15 @@ fn attend_speed() {
         for step in [step(1, 1, 128), step(1, 1, 1024), step(1, 1, 4096), step(1, 1, 32768), step(64, 1, 1024)] {
             let rope = time(layers(|layer| vec![bench.rope_store(step, layer)]));
             let run = time(layers(|layer| vec![bench.runs(step, layer)]));
-            for how in [Values::Direct, Values::Staged] {
-                let blocks = time(layers(|layer| vec![bench.ones(step, how, layer)[0].clone()]));
-                let join = time(layers(|layer| vec![bench.ones(step, how, layer)[1].clone()]));
-                let both = time(layers(|layer| bench.ones(step, how, layer).to_vec()));
-                let Step { sessions, tokens, .. } = step;
-                let gbytes = (sessions * tokens / 64 * bench.attention.slot_bytes()) as f64 / both / 1e3;
-                println!(
-                    "{name} {sessions} alone of {tokens}: rope {rope:.2}, {how:?} blocks {blocks:.2}, join {join:.2}, both {both:.2} us, \
-                     {gbytes:.0} GB/s; as runs {run:.2}"
-                );
-            }
+            let blocks = time(layers(|layer| vec![bench.ones(step, layer)[0].clone()]));
+            let join = time(layers(|layer| vec![bench.ones(step, layer)[1].clone()]));
+            let both = time(layers(|layer| bench.ones(step, layer).to_vec()));
+            let Step { sessions, tokens, .. } = step;
+            let gbytes = (sessions * tokens / 64 * bench.attention.slot_bytes()) as f64 / both / 1e3;
+            println!(
+                "{name} {sessions} alone of {tokens}: rope {rope:.2}, blocks {blocks:.2}, join {join:.2}, both {both:.2} us, \
+                 {gbytes:.0} GB/s; as runs {run:.2}"
+            );
         }
         for step in [step(1, 2048, 2048), step(1, 512, 512), step(1, 512, 8192), step(16, 16, 1024)] {
             let us = time(layers(|layer| vec![bench.runs(step, layer)]));

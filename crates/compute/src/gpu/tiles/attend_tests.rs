@@ -1,6 +1,6 @@
 //! The text of the attention kernels through naga's validator, and on a device attention against f64 and against itself.
 
-use super::attend_text::{Attend, Values, rope_store_text};
+use super::attend_text::{Attend, rope_store_text};
 use super::tests::{Random, cooperative, upload, validate};
 use super::*;
 use crate::gpu::{Binding, Dispatch, Gpu, GpuError, Heads};
@@ -14,8 +14,7 @@ fn attention_kernels_are_valid() {
         let shape = Attend { heads, kv_heads, head_dim, scale: 0.125, window };
         let name = format!("{shape:?}");
         validate(&name, &shape.runs_text());
-        validate(&name, &shape.ones_text(Values::Direct));
-        validate(&name, &shape.ones_text(Values::Staged));
+        validate(&name, &shape.ones_text());
         validate(&name, &shape.join_text());
         for (interleaved, norm) in [(false, None), (true, Some(Norm { eps: 1e-6 }))] {
             validate(&name, &rope_store_text(&shape, interleaved, norm));
@@ -184,15 +183,15 @@ impl<'a> Staged<'a> {
         })
     }
 
-    fn ones(&self, how: Values) -> Vec<u16> {
+    fn ones(&self) -> Vec<u16> {
         let (attention, rows) = (&self.scene.attention, self.scene.rows.len());
         let ones: Vec<u32> = std::iter::once(rows as u32).chain((0..rows as u32).rev()).collect();
         let blocks = self.scene.rows.iter().map(|(_, position)| attention.blocks(*position)).max().unwrap();
         let scratch = self.gpu.buffer("scratch", attention.scratch_bytes(rows, blocks)).unwrap();
         let buffer = upload(self.gpu, bytemuck::cast_slice(&ones));
         self.outputs(|out| {
-            let bindings = (Binding::whole(&buffer), Binding::whole(&scratch), out);
-            let mut dispatches = attention.ones_with(self.gpu, how, self.attended(), bindings).unwrap();
+            let (which, scratch) = (Binding::whole(&buffer), Binding::whole(&scratch));
+            let mut dispatches = attention.ones(self.gpu, self.attended(), which, scratch, out).unwrap();
             (dispatches[0].workgroups[0], dispatches[0].workgroups[2]) = (blocks as u32 + 1, rows as u32 + 1);
             dispatches[1].workgroups[1] = rows as u32 + 1;
             dispatches.to_vec()
@@ -228,7 +227,7 @@ fn attend_is_right_in_runs_and_alone() {
             let whole = staged.runs(&scene.runs(&mut random, RUN_ROWS_MAX));
             assert_right(&name, &scene, &whole);
             let ragged = staged.runs(&scene.runs(&mut random, 5));
-            let others = [("ragged runs", ragged), ("ones", staged.ones(Values::Direct)), ("staged ones", staged.ones(Values::Staged))];
+            let others = [("ragged runs", ragged), ("ones", staged.ones())];
             for (other, got) in others {
                 let differ = got.iter().zip(&whole).filter(|(a, b)| a != b).count();
                 assert_eq!(differ, 0, "{name}, {other}: {differ} of {} differ", got.len());

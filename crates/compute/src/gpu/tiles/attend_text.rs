@@ -21,8 +21,10 @@ const TILE: u32 = TILE_ROWS * ROW;
 const WARPS_MAX: u32 = 4;
 /// Subgroups of a workgroup that rotates heads.
 pub(super) const ROPE_WARPS: u32 = 4;
-/// Blocks that are read at a time where partial results are joined.
-const JOINED: u32 = 16;
+/// Quads of a row of a tile of 16 scores or sums in workgroup memory; two are unused, as above.
+const TILE_ROW: u32 = 6;
+/// Blocks that are joined or skipped together.
+const JOINED: usize = 8;
 
 /// The constants of an attention.
 #[derive(Clone, Copy, Debug)]
@@ -107,14 +109,14 @@ fn block_of(slot: u32, side: u32, kv_head: u32) -> u32 {{ return ((slot * 2u + s
         )
     }
 
-    /// Workgroup memory: pieces of keys and values in `buffers`, and of each subgroup scores (later sums) and probabilities.
-    fn memory(&self, buffers: u32, warps: u32) -> String {
+    /// Workgroup memory: two pieces of keys or values, and of each subgroup scores (later sums) and probabilities.
+    fn memory(&self, warps: u32) -> String {
         format!(
             "var<workgroup> kvs: array<vec4<f16>, {}>;
 var<workgroup> sc: array<vec4<f32>, {}>;
 var<workgroup> ps: array<vec4<f16>, {}>;
 ",
-            buffers * TOKENS * self.stride(),
+            2 * TOKENS * self.stride(),
             warps * TILE,
             warps * TILE
         )
@@ -140,9 +142,13 @@ var<workgroup> ps: array<vec4<f16>, {}>;
         text += "  let base = vec4<f32>(max(mb, 0.1 * LEAST));\n";
         text += &eight(&|i| format!("  x{i} = powers(x{i} - base);\n"));
         text += &eight(&|i| format!("  ps[own + {}u] = vec4<f16>(x{i});\n", 2 * i));
-        text += "  var sum = x0;\n";
-        text += &(1..8).map(|i| format!("  sum = sum + x{i};\n")).collect::<String>();
-        text += "  var lb = (sum.x + sum.y) + (sum.z + sum.w);\n  lb = lb + subgroupShuffleXor(lb, 1u);\n  subgroupBarrier();\n";
+        for n in 0..4 {
+            let _ = writeln!(text, "  let t{n} = x{} + x{};", 2 * n, 2 * n + 1);
+        }
+        let across = [0, 1, 2, 3].map(|n| format!("(t{n}.x + t{n}.y) + (t{n}.z + t{n}.w)")).join(", ");
+        let _ = writeln!(text, "  var sums = vec4<f32>({across});");
+        text += "  sums = sums + subgroupShuffleXor(sums, 1u);\n";
+        text += "  let lb = ((sums.x + sums.y) + sums.z) + sums.w;\n  subgroupBarrier();\n";
         for t in 0..4 {
             let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&ps[mine + {}u], {ROW}u);", t * 4);
         }
@@ -249,7 +255,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 ",
             head = head(&bindings),
             functions = self.functions(),
-            memory = self.memory(2, warps),
+            memory = self.memory(warps),
             places = Self::places(),
             start = self.start("position"),
             parts = self.parts(),
@@ -319,8 +325,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         text + "  }\n"
     }
 
-    /// The kernel for one block of rows that are alone: bindings q, kv, places, ones, scratch.
-    pub(super) fn ones_text(&self, how: Values) -> String {
+    /// The kernel for one block of rows that are alone: bindings q, kv, places, ones, scratch. A subgroup has 16 of the tokens, and then
+    /// every fourth tile of the values' elements; all it needs is asked for before anything else.
+    pub(super) fn ones_text(&self) -> String {
         let bindings = [
             ("q", "read> q: array<vec4<f16>>"),
             ("kv", "read> kv: array<vec4<f16>>"),
@@ -328,10 +335,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             ("ones", "read> ones: array<u32>"),
             ("scratch", "read_write> scratch: array<vec4<f32>>"),
         ];
-        let staged = how == Values::Staged;
         format!(
-            "{head}{functions}{memory}
-@compute @workgroup_size(32)
+            "{head}{functions}
+var<workgroup> sc: array<vec4<f32>, {scores_quads}>;
+var<workgroup> ps: array<vec4<f16>, {TILE}>;
+var<workgroup> tops: array<f32, 64>;
+var<workgroup> sums: array<f32, 64>;
+@compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
   let count = ones[0];
   if (wg.z >= count) {{ return; }}
@@ -339,75 +349,95 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
   let position = places[1u + 2u * row];
   let b = {start} / 64u + wg.x;
   if (b > position / 64u) {{ return; }}
-  let warp = 0u;
-  let lane = lid;
-{places}  let kv_head = wg.y;
+  let warp = lid / 32u;
+  let r = lid % 32u / 2u;
+  let h = lid % 2u;
+  let mine = warp * {tile_quads}u;
+  let own = mine + r * {TILE_ROW}u + h;
+  let quad = vec4<i32>(i32(16u * warp + 4u * h)) + vec4<i32>(0, 1, 2, 3);
+  let kv_head = wg.y;
   let slot = places[places[2u + 2u * row] + b];
-  let keys = block_of(slot, 0u, kv_head);
+  let keys = block_of(slot, 0u, kv_head) + warp * {tile_keys}u;
   let values = block_of(slot, 1u, kv_head);
-  let low = i32({start}) - i32(64u * b);
-  let high = i32(position) - i32(64u * b);
+  let low = vec4<i32>(i32({start}) - i32(64u * b));
+  let high = vec4<i32>(i32(position) - i32(64u * b));
   let to = ((wg.x * count + wg.z) * {heads}u + kv_head * {group}u + r) * {slot_quads}u;
-{declare}{queries}{scores}{softmax}  if (r < {group}u && h == 0u) {{ scratch[to + {quads}u] = vec4<f32>(mb, lb, 0.0, 0.0); }}
+{queries}{load}{scores}{softmax}  if (r < {group}u && h == 0u && warp == 0u) {{ scratch[to + {quads}u] = vec4<f32>(mb, lb, 0.0, 0.0); }}
 {gains}}}
 ",
             head = head(&bindings),
             functions = self.functions(),
-            memory = self.memory(1, 1),
-            places = Self::places(),
+            scores_quads = 4 * TILE_ROWS * TILE_ROW,
+            tile_quads = TILE_ROWS * TILE_ROW,
+            tile_keys = 16 * self.quads(),
             start = self.start("position"),
             heads = self.heads,
             group = self.group(),
             slot_quads = self.slot_quads(),
             quads = self.quads(),
-            declare = if staged { self.declare(LANES) + &self.load(LANES, "values", 0) } else { String::new() },
             queries = self.queries(&format!("(row * {}u + kv_head * {}u) * {}u", self.heads, self.group(), self.quads()), self.quads()),
+            load = self.one_load(),
             scores = self.one_scores(),
-            softmax = self.softmax(),
-            gains = self.one_gains(staged),
+            softmax = ONE_SOFTMAX,
+            gains = self.one_gains(),
         )
     }
 
-    /// Scores of a block, its keys read straight from where they are.
+    /// Tiles of a value's elements that a subgroup has for rows that are alone.
+    fn value_tiles(&self) -> u32 {
+        (self.head_dim / 16).div_ceil(4)
+    }
+
+    /// A subgroup's keys and values, straight from where they are; surplus tiles repeat the last.
+    fn one_load(&self) -> String {
+        let (tiles, quads, mut text) = (self.head_dim / 16, self.quads(), String::new());
+        for t in 0..tiles {
+            let _ = writeln!(text, "  let k{t} = coopLoad<coop_mat16x16<f16, B>>(&kv[keys + {}u], {quads}u);", t * 4);
+        }
+        for j in 0..self.value_tiles() {
+            let _ = writeln!(text, "  let e{j} = min(warp + {}u, {}u) * 4u;", 4 * j, tiles - 1);
+            for t in 0..4 {
+                let at = format!("kv[values + e{j} + {}u]", t * 16 * quads);
+                let _ = writeln!(text, "  let v{j}_{t} = coopLoadT<coop_mat16x16<f16, B>>(&{at}, {quads}u);");
+            }
+        }
+        text
+    }
+
     fn one_scores(&self) -> String {
+        let mut text = "  var c = coop_mat16x16<f32, C>();\n".to_owned();
+        (0..self.head_dim / 16).for_each(|t| text += &format!("  c = coopMultiplyAdd(qa{t}, k{t}, c);\n"));
+        text + &format!("  coopStoreT(c, &sc[mine], {TILE_ROW}u);\n  subgroupBarrier();\n")
+    }
+
+    /// Sums of a block over values, to the scratch buffer.
+    fn one_gains(&self) -> String {
         let mut text = String::new();
-        for (t, n) in (0..self.head_dim / 16).flat_map(|t| (0..4).map(move |n| (t, n))) {
-            let (at, quads) = (n * 16 * self.quads() + t * 4, self.quads());
-            let _ = writeln!(text, "  let k{t}_{n} = coopLoad<coop_mat16x16<f16, B>>(&kv[keys + {at}u], {quads}u);");
+        for t in 0..4 {
+            let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&ps[{}u], {ROW}u);", t * 4);
         }
-        for n in 0..4 {
-            let _ = writeln!(text, "  var c{n} = coop_mat16x16<f32, C>();");
-            (0..self.head_dim / 16).for_each(|t| text += &format!("  c{n} = coopMultiplyAdd(qa{t}, k{t}_{n}, c{n});\n"));
+        for j in 0..self.value_tiles() {
+            let _ = writeln!(text, "  var o{j} = coop_mat16x16<f32, C>();");
+            (0..4).for_each(|t| text += &format!("  o{j} = coopMultiplyAdd(pa{t}, v{j}_{t}, o{j});\n"));
         }
-        text
-    }
-
-    /// Sums of a block over values, piece by piece.
-    fn one_gains(&self, staged: bool) -> String {
-        let (stride, quads, mut text) = (self.stride(), self.quads(), String::new());
-        for piece in 0..self.pieces() {
-            if staged {
-                text += &self.store(LANES, 0);
-                if piece + 1 < self.pieces() {
-                    text += &self.load(LANES, "values", piece + 1);
-                }
-                text += "  subgroupBarrier();\n";
-                text += &self.gain(&|t, n| (format!("kvs[{}u]", t * 16 * stride + n * 4), stride));
-            } else {
-                let first = piece * self.width() / 4;
-                text += &self.gain(&|t, n| (format!("kv[values + {}u]", t * 16 * quads + n * 4 + first), quads));
-            }
-            let _ = writeln!(text, "  if (r < {}u) {{", self.group());
-            for i in 0..self.lane_quads() {
-                let at = piece * self.width() / 4 + 2 * i;
-                let _ = writeln!(text, "  scratch[to + h + {at}u] = sc[own + {}u];", 2 * i);
-            }
-            text += "  }\n  subgroupBarrier();\n";
+        for j in 0..self.value_tiles() {
+            let _ = writeln!(
+                text,
+                "  coopStoreT(o{j}, &sc[mine], {TILE_ROW}u);
+  subgroupBarrier();
+  if (r < {}u) {{
+    scratch[to + e{j} + h] = sc[own];
+    scratch[to + e{j} + h + 2u] = sc[own + 2u];
+  }}
+  subgroupBarrier();",
+                self.group()
+            );
         }
         text
     }
 
-    /// The kernel that joins the blocks of rows that are alone, a thread an element: bindings scratch, places, ones, out.
+    /// The kernel that joins the blocks of rows that are alone, a thread an element: bindings scratch, places, ones, out. A lane weighs a
+    /// block: the maximum of all before it is the same in whatever order it is found.
     pub(super) fn join_text(&self) -> String {
         let bindings = [
             ("scratch", "read> scratch: array<f32>"),
@@ -415,23 +445,31 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             ("ones", "read> ones: array<u32>"),
             ("out", "read_write> out: array<f16>"),
         ];
-        let (mut read, mut gain) = (String::new(), String::new());
-        for i in 0..JOINED {
-            // What lies behind the last block counts nothing.
-            let _ = writeln!(read, "  let at{i} = (min(b + {i}u, blocks - 1u) * step + which) * {}u;", 4 * self.slot_quads());
-            let _ = writeln!(read, "  let m{i} = select(LEAST, scratch[at{i} + {}u], b + {i}u < blocks);", self.head_dim);
-            let _ = writeln!(read, "  let l{i} = scratch[at{i} + {}u];\n  let o{i} = scratch[at{i} + lid];", self.head_dim + 1);
-            let _ = writeln!(
-                gain,
-                "  {{ let w = weigh(m, m{i}); m = w.most; l = fma(l, w.keep, l{i} * w.gain); o = fma(o, w.keep, o{i} * w.gain); }}"
-            );
+        let (mut read, mut gain, mut scan) = (String::new(), String::new(), String::new());
+        for i in 0..LANES {
+            let at = format!("(min(b + {i}u, blocks - 1u) * step + which) * {}u + element", 4 * self.slot_quads());
+            let _ = writeln!(read, "  let o{i} = scratch[{at}];");
+        }
+        for first in (0..LANES).step_by(JOINED) {
+            let _ = writeln!(gain, "  if (b + {first}u < blocks) {{");
+            for i in first..first + JOINED as u32 {
+                let _ = writeln!(gain, "    {{ let w = weights[mine + {i}u]; l = fma(l, w.x, w.z * w.y); o = fma(o, w.x, o{i} * w.y); }}");
+            }
+            gain += "  }\n";
+        }
+        for by in [1, 2, 4, 8, 16] {
+            let _ = writeln!(scan, "  {{ let up = subgroupShuffleUp(most, {by}u); most = max(most, select(LEAST, up, lane >= {by}u)); }}");
         }
         format!(
             "{head}{functions}
+var<workgroup> weights: array<vec4<f32>, {threads}>;
 @compute @workgroup_size({threads})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
   let count = ones[0];
   if (wg.y >= count) {{ return; }}
+  let lane = lid % 32u;
+  let mine = lid - lane;
+  let element = min(lid, {head_dim}u - 1u);
   let row = ones[1u + wg.y];
   let position = places[1u + 2u * row];
   let blocks = position / 64u - {start} / 64u + 1u;
@@ -440,30 +478,54 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
   var m = LEAST;
   var l = 0.0;
   var o = 0.0;
-  for (var b = 0u; b < blocks; b += {JOINED}u) {{
-{read}{gain}  }}
+  for (var b = 0u; b < blocks; b += 32u) {{
+  let at = (min(b + lane, blocks - 1u) * step + which) * {slot}u + {head_dim}u;
+  let top = select(LEAST, scratch[at], b + lane < blocks);
+  let sum = scratch[at + 1u];
+{read}  var most = max(m, top);
+{scan}  let before = select(subgroupShuffleUp(most, 1u), m, lane == 0u);
+  weights[lid] = vec4<f32>(power(before - most), power(top - most), sum, 0.0);
+  m = subgroupShuffle(most, 31u);
+  subgroupBarrier();
+{gain}  subgroupBarrier();
+  }}
   let inverse = 1.0 / l;
-  out[row * {padded}u + wg.x * {threads}u + lid] = f16(clamp(o * inverse, -65504.0, 65504.0));
+  if (lid < {head_dim}u) {{ out[row * {padded}u + wg.x * {head_dim}u + lid] = f16(clamp(o * inverse, -65504.0, 65504.0)); }}
 }}
 ",
             head = head(&bindings),
             functions = self.functions(),
             start = self.start("position"),
-            threads = self.head_dim,
+            head_dim = self.head_dim,
+            threads = self.head_dim.next_multiple_of(LANES),
             heads = self.heads,
+            slot = 4 * self.slot_quads(),
             padded = super::padded_len((self.heads * self.head_dim) as usize),
         )
     }
 }
 
-/// How the values of a block reach the product for rows that are alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Values {
-    /// Straight from where they are.
-    Direct,
-    /// Through workgroup memory.
-    Staged,
-}
+/// [`Attend::softmax`] where a subgroup has 16 of the tokens: maxima and sums meet in workgroup memory.
+const ONE_SOFTMAX: &str = "  var x0 = select(vec4<f32>(LEAST), sc[own], (quad >= low) & (quad <= high));
+  var x1 = select(vec4<f32>(LEAST), sc[own + 2u], (quad + vec4<i32>(8) >= low) & (quad + vec4<i32>(8) <= high));
+  let top = max(x0, x1);
+  var most = max(max(top.x, top.y), max(top.z, top.w));
+  most = max(most, subgroupShuffleXor(most, 1u));
+  if (h == 0u) { tops[warp * 16u + r] = most; }
+  workgroupBarrier();
+  let mb = max(max(tops[r], tops[16u + r]), max(tops[32u + r], tops[48u + r]));
+  let base = vec4<f32>(max(mb, 0.1 * LEAST));
+  x0 = powers(x0 - base);
+  x1 = powers(x1 - base);
+  ps[r * 18u + warp * 4u + h] = vec4<f16>(x0);
+  ps[r * 18u + warp * 4u + h + 2u] = vec4<f16>(x1);
+  let t = x0 + x1;
+  var sum = (t.x + t.y) + (t.z + t.w);
+  sum = sum + subgroupShuffleXor(sum, 1u);
+  if (h == 0u) { sums[warp * 16u + r] = sum; }
+  workgroupBarrier();
+  let lb = ((sums[r] + sums[16u + r]) + sums[32u + r]) + sums[48u + r];
+";
 
 /// The number of a thread's `i`th piece of work of `all`; where they are no multiple of the threads the last is done again.
 fn share(i: u32, threads: u32, all: u32) -> String {
