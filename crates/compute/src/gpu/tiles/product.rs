@@ -201,12 +201,12 @@ pub fn norm_rows(
     Ok(gpu.dispatch(&compiled, &[from.residual, from.weight, count, to], [most as u32, 1, 1]))
 }
 
-fn bad(why: &str) -> GpuError {
+pub(super) fn bad(why: &str) -> GpuError {
     GpuError::BadShape { why: why.to_owned() }
 }
 
 /// Checks an extent of a dispatch.
-fn grid(gpu: &Gpu, workgroups: usize) -> Result<(), GpuError> {
+pub(super) fn grid(gpu: &Gpu, workgroups: usize) -> Result<(), GpuError> {
     let (asked, limit) = (workgroups as u64, u64::from(gpu.info().workgroups_max));
     if asked > limit {
         return Err(GpuError::BeyondLimit { what: "workgroups of a dispatch", asked, limit });
@@ -215,7 +215,7 @@ fn grid(gpu: &Gpu, workgroups: usize) -> Result<(), GpuError> {
 }
 
 /// Checks the length of a binding.
-fn room(what: &str, binding: Binding<'_>, bytes: usize) -> Result<(), GpuError> {
+pub(super) fn room(what: &str, binding: Binding<'_>, bytes: usize) -> Result<(), GpuError> {
     if (binding.bytes as usize) < bytes {
         return Err(bad(&format!("{what} takes {bytes} bytes, its binding has {}", binding.bytes)));
     }

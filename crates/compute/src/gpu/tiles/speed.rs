@@ -22,16 +22,16 @@ const SHAPES: [(&str, u32, u32, usize, bool, bool); 5] = [
 const FORMATS: [TileFormat; 3] = [TileFormat::Q4, TileFormat::F16, TileFormat::Q8];
 
 /// Times what a device does, by its own clock.
-struct Clock {
+pub(super) struct Clock {
     gpu: Arc<Gpu>,
     queries: wgpu::QuerySet,
     resolved: wgpu::Buffer,
     reference: Vec<Dispatch>,
-    reference_us: f64,
+    pub(super) reference_us: f64,
 }
 
 impl Clock {
-    fn new(gpu: &Arc<Gpu>, reference: Vec<Dispatch>) -> Clock {
+    pub(super) fn new(gpu: &Arc<Gpu>, reference: Vec<Dispatch>) -> Clock {
         let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 };
         let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
         let resolved = gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false });
@@ -66,7 +66,7 @@ impl Clock {
     }
 
     /// The median of seven, at a steady clock: the best of a few tries, by the reference after it.
-    fn steady(&self, dispatches: &[Dispatch]) -> f64 {
+    pub(super) fn steady(&self, dispatches: &[Dispatch]) -> f64 {
         let mut best = (f64::MAX, f64::MAX);
         for _ in 0..6 {
             let start = Instant::now();

@@ -37,7 +37,7 @@ impl Random {
     }
 
     /// From -1 to 1.
-    fn float(&mut self) -> f32 {
+    pub(super) fn float(&mut self) -> f32 {
         (self.next() >> 40) as f32 / 8_388_608.0 - 1.0
     }
 }
@@ -231,7 +231,7 @@ fn what_does_not_fit_together_is_refused() {
 }
 
 /// Parses and validates a kernel, as a device with everything would.
-fn validate(name: &str, text: &str) {
+pub(super) fn validate(name: &str, text: &str) {
     let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{name}: {}\n{text}", e.emit_to_string(text)));
     let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all());
     validator.validate(&module).unwrap_or_else(|e| panic!("{name}: {}\n{text}", e.emit_to_string(text)));
@@ -266,7 +266,7 @@ const TOLERANCE: f64 = 4e-6;
 /// How far a gated output may be: f16, after exp and a division in f32.
 const GATED_TOLERANCE: f64 = 1.5e-3;
 
-fn cooperative() -> Arc<Gpu> {
+pub(super) fn cooperative() -> Arc<Gpu> {
     let gpu = Gpu::open(None).unwrap();
     assert!(gpu.info().cooperative, "{:?} has no cooperative matrices", gpu.info());
     gpu
@@ -345,7 +345,7 @@ impl Trial<'_> {
     }
 }
 
-fn upload(gpu: &Gpu, bytes: &[u8]) -> wgpu::Buffer {
+pub(super) fn upload(gpu: &Gpu, bytes: &[u8]) -> wgpu::Buffer {
     let padded = [bytes, &[0; 3][..(4 - bytes.len() % 4) % 4]].concat();
     let buffer = gpu.buffer("test", padded.len() as u64).unwrap();
     gpu.queue().write_buffer(&buffer, 0, &padded);

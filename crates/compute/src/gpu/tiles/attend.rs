@@ -1,0 +1,191 @@
+//! Attention over f16 keys and values in the device's memory, for one row and for thousands.
+//!
+//! **Data.** Keys and values of a layer stand in slots of 64 tokens, (k or v, kv_head, token, head_dim) in f16, one after the other in one
+//! buffer. *places* is that of [`super::super::Plain`]: the number of rows, position and table of each, and the tables.
+//!
+//! **Bits.** A row's scores with a block of 64 tokens are chains of multiply-adds along head_dim, its sums over the block's values are
+//! chains along the tokens, of probabilities rounded to f16. Blocks are joined in order by one formula: a row in a run and a row alone
+//! have the same bits, and so has a row in any company.
+
+use super::super::{Binding, Dispatch, Gpu, GpuError, Heads, KernelSource};
+use super::attend_text::{Attend, ROPE_WARPS, TILE_ROWS, rope_store_text};
+use super::product::{bad, grid, room};
+use super::{Norm, padded_len};
+use crate::KV_BLOCK_TOKENS;
+
+/// Rows of a run at most.
+pub const RUN_ROWS_MAX: usize = TILE_ROWS as usize;
+
+/// The attention of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct TileAttention {
+    pub(super) shape: Attend,
+}
+
+/// RMS norms of each head of queries and keys.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNorms<'a> {
+    /// The weights for queries, f32 (head_dim).
+    pub q: Binding<'a>,
+    /// The weights for keys, f32 (head_dim).
+    pub k: Binding<'a>,
+    /// The constants of both.
+    pub norm: Norm,
+}
+
+/// What is rotated and stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation<'a> {
+    /// f32 (row, heads of q, then of k, then of v, head_dim).
+    pub qkv: Binding<'a>,
+    /// f32 (position, cosines or sines, head_dim / 2), for every position that a row has.
+    pub rotations: Binding<'a>,
+    /// Whether pairs stand side by side, else half a head apart. What is written is in half-split order.
+    pub interleaved: bool,
+    /// Norms before the rotation.
+    pub norms: Option<HeadNorms<'a>>,
+}
+
+/// What an attention reads, besides which rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Attended<'a> {
+    /// What [`TileAttention::rope_store`] wrote, [`TileAttention::q_bytes`] long.
+    pub q: Binding<'a>,
+    /// The slots. All of a slot must be numbers, tokens that nobody has written yet included.
+    pub kv: Binding<'a>,
+    /// Positions and tables.
+    pub places: Binding<'a>,
+}
+
+impl TileAttention {
+    /// An attention; `window` is the number of positions that a row sees, its own included.
+    ///
+    /// # Errors
+    /// If the heads do not go with tiles of 16, or if the scale is not above zero.
+    pub fn new(heads: Heads, scale: f32, window: Option<u32>) -> Result<TileAttention, GpuError> {
+        let Heads { heads, kv_heads, head_dim } = heads;
+        if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err(bad(&format!("{heads} heads cannot be shared out to {kv_heads} KV heads")));
+        }
+        if heads / kv_heads > TILE_ROWS {
+            return Err(bad(&format!("a KV head has {} query heads, tiles take {TILE_ROWS} at most", heads / kv_heads)));
+        }
+        if head_dim == 0 || !head_dim.is_multiple_of(16) || head_dim > 256 {
+            return Err(bad(&format!("heads of {head_dim} elements are not tiles: multiples of 16 up to 256 are")));
+        }
+        if !(scale > 0.0 && scale.is_finite()) || window == Some(0) {
+            return Err(bad(&format!("a scale of {scale} or a window of {window:?}: both must be above zero")));
+        }
+        Ok(TileAttention { shape: Attend { heads, kv_heads, head_dim, scale, window: window.unwrap_or(0) } })
+    }
+
+    /// Bytes of the queries of up to `rows` rows: f16 (row, head, head_dim), with rows to spare, as whole tiles are read.
+    pub fn q_bytes(&self, rows: usize) -> usize {
+        2 * (rows + RUN_ROWS_MAX - 1) * self.row_len()
+    }
+
+    /// Bytes of the outputs of `rows` rows: f16 (row, heads * head_dim padded to 256). The padding is left as it is.
+    pub fn out_bytes(&self, rows: usize) -> usize {
+        2 * rows * padded_len(self.row_len())
+    }
+
+    /// Bytes of a slot.
+    pub fn slot_bytes(&self) -> usize {
+        4 * KV_BLOCK_TOKENS * (self.shape.kv_heads * self.shape.head_dim) as usize
+    }
+
+    /// Blocks that a row at this position sees: so many workgroups [`TileAttention::ones`] needs along x for it.
+    pub fn blocks(&self, position: usize) -> usize {
+        let start = if self.shape.window == 0 { 0 } else { position.saturating_sub(self.shape.window as usize - 1) };
+        position / KV_BLOCK_TOKENS - start / KV_BLOCK_TOKENS + 1
+    }
+
+    /// Bytes of scratch memory for `ones` rows that see up to `blocks` blocks each.
+    pub fn scratch_bytes(&self, ones: usize, blocks: usize) -> u64 {
+        16 * ones as u64 * blocks as u64 * u64::from(self.shape.heads * self.shape.slot_quads())
+    }
+
+    /// Rotates queries to f16, and stores keys and values at the rows' places; all at most +-65504.
+    ///
+    /// Workgroups are `[_, rows, 1]`; it is made for `most` rows, and `workgroups[1]` may be lowered for each step.
+    ///
+    /// # Errors
+    /// If a binding is too short, if there are more rows than workgroups, or if the driver refuses.
+    pub fn rope_store(
+        &self,
+        gpu: &Gpu,
+        most: usize,
+        from: Rotation<'_>,
+        places: Binding<'_>,
+        (q, kv): (Binding<'_>, Binding<'_>),
+    ) -> Result<Dispatch, GpuError> {
+        let Attend { heads, kv_heads, head_dim, .. } = self.shape;
+        let all = heads + 2 * kv_heads;
+        room("the heads", from.qkv, 4 * most * (all * head_dim) as usize)?;
+        room("the rotations", from.rotations, 4 * head_dim as usize)?;
+        room("the queries", q, self.q_bytes(most))?;
+        room("the slots", kv, self.slot_bytes())?;
+        grid(gpu, most)?;
+        let mut bindings = vec![from.qkv, from.rotations, places];
+        if let Some(norms) = from.norms {
+            room("the weights of a head's norm", norms.q, 4 * head_dim as usize)?;
+            room("the weights of a head's norm", norms.k, 4 * head_dim as usize)?;
+            bindings.extend([norms.q, norms.k]);
+        }
+        bindings.extend([q, kv]);
+        let text = rope_store_text(&self.shape, from.interleaved, from.norms.map(|norms| norms.norm));
+        let kernel = gpu.kernel("rotate and store", KernelSource::Trusted(&text))?;
+        Ok(gpu.dispatch(&kernel, &bindings, [all.div_ceil(ROPE_WARPS), most as u32, 1]))
+    }
+
+    /// Attention of rows in runs: `runs` is a u32 count, then first row and number of rows of each, 1 to [`RUN_ROWS_MAX`] rows of one
+    /// session at consecutive positions. `out` is (row, heads * head_dim padded to 256) in f16.
+    ///
+    /// Workgroups are `[runs, _, 1]`; it is made for one run, and `workgroups[0]` is to be set for each step.
+    ///
+    /// # Errors
+    /// If a binding is too short, or if the driver refuses.
+    pub fn runs(&self, gpu: &Gpu, from: Attended<'_>, runs: Binding<'_>, out: Binding<'_>) -> Result<Dispatch, GpuError> {
+        self.check(from, runs, out)?;
+        let kernel = gpu.kernel("attention of runs", KernelSource::Trusted(&self.shape.runs_text()))?;
+        let grid = [1, self.shape.kv_heads * self.shape.parts(), 1];
+        Ok(gpu.dispatch(&kernel, &[from.q, from.kv, from.places, runs, out], grid))
+    }
+
+    /// Attention of rows that are alone: `ones` is a u32 count, then the number of each row. Two dispatches, to be run in order.
+    ///
+    /// Workgroups of the first are `[blocks, _, ones]`, where `blocks` is the most that [`TileAttention::blocks`] says of any of the rows,
+    /// of the second `[_, ones, 1]`; they are made for one block of one row, and are to be set for each step. `scratch` must have
+    /// [`TileAttention::scratch_bytes`] for them.
+    ///
+    /// # Errors
+    /// If a binding is too short, or if the driver refuses.
+    pub fn ones(
+        &self,
+        gpu: &Gpu,
+        from: Attended<'_>,
+        ones: Binding<'_>,
+        scratch: Binding<'_>,
+        out: Binding<'_>,
+    ) -> Result<[Dispatch; 2], GpuError> {
+        self.check(from, ones, out)?;
+        room("the scratch memory", scratch, self.scratch_bytes(1, 1) as usize)?;
+        let blocks = gpu.kernel("attention of a block", KernelSource::Trusted(&self.shape.ones_text()))?;
+        let join = gpu.kernel("join of blocks", KernelSource::Trusted(&self.shape.join_text()))?;
+        let blocks = gpu.dispatch(&blocks, &[from.q, from.kv, from.places, ones, scratch], [1, self.shape.kv_heads, 1]);
+        Ok([blocks, gpu.dispatch(&join, &[scratch, from.places, ones, out], [self.shape.heads, 1, 1])])
+    }
+
+    fn check(&self, from: Attended<'_>, which: Binding<'_>, out: Binding<'_>) -> Result<(), GpuError> {
+        room("the queries", from.q, self.q_bytes(1))?;
+        room("the slots", from.kv, self.slot_bytes())?;
+        room("the places", from.places, 16)?;
+        room("the rows' numbers", which, 8)?;
+        room("the output", out, self.out_bytes(1))
+    }
+
+    /// Elements of a row of queries.
+    pub(super) fn row_len(&self) -> usize {
+        (self.shape.heads * self.shape.head_dim) as usize
+    }
+}

@@ -1,0 +1,322 @@
+//! The text of the attention kernels through naga's validator, and on a device attention against f64 and against itself.
+
+use super::attend_text::{Attend, rope_store_text};
+use super::tests::{Random, cooperative, upload, validate};
+use super::*;
+use crate::gpu::{Binding, Dispatch, Gpu, GpuError, Heads};
+use half::f16;
+
+const SHAPES: [(u32, u32, u32); 8] = [(9, 3, 64), (32, 8, 64), (4, 1, 256), (24, 8, 128), (8, 8, 80), (16, 1, 48), (14, 2, 96), (2, 1, 16)];
+
+#[test]
+fn attention_kernels_are_valid() {
+    for ((heads, kv_heads, head_dim), window) in SHAPES.into_iter().flat_map(|s| [(s, 0), (s, 100)]) {
+        let shape = Attend { heads, kv_heads, head_dim, scale: 0.125, window };
+        let name = format!("{shape:?}");
+        validate(&name, &shape.runs_text());
+        validate(&name, &shape.ones_text());
+        validate(&name, &shape.join_text());
+        for (interleaved, norm) in [(false, None), (true, Some(Norm { eps: 1e-6 }))] {
+            validate(&name, &rope_store_text(&shape, interleaved, norm));
+        }
+    }
+}
+
+#[test]
+fn attentions_that_do_not_fit_are_refused() {
+    let heads = |heads, kv_heads, head_dim| Heads { heads, kv_heads, head_dim };
+    for (heads, scale, window, why) in [
+        (heads(9, 2, 64), 0.1, None, "shared out"),
+        (heads(9, 0, 64), 0.1, None, "shared out"),
+        (heads(0, 3, 64), 0.1, None, "shared out"),
+        (heads(34, 2, 64), 0.1, None, "17 query heads"),
+        (heads(8, 2, 72), 0.1, None, "72 elements"),
+        (heads(8, 2, 0), 0.1, None, "0 elements"),
+        (heads(8, 2, 272), 0.1, None, "272 elements"),
+        (heads(8, 2, 64), 0.0, None, "above zero"),
+        (heads(8, 2, 64), f32::NAN, None, "above zero"),
+        (heads(8, 2, 64), 0.1, Some(0), "above zero"),
+    ] {
+        let error = TileAttention::new(heads, scale, window).unwrap_err();
+        assert!(matches!(&error, GpuError::BadShape { .. }) && error.to_string().contains(why), "{error}");
+    }
+}
+
+/// Bytes around every output, and what they and padding hold.
+const GUARD: usize = 256;
+const GUARD_BYTE: u8 = 0xa5;
+/// How far an output may be from f64, as a share of the sum of its terms' magnitudes: probabilities and outputs are rounded to f16.
+const TOLERANCE: f64 = 1.2e-3;
+
+/// Sessions in scattered slots, and rows of them.
+struct Scene {
+    attention: TileAttention,
+    /// Slots of each session, in order.
+    tables: Vec<Vec<usize>>,
+    /// Session and position of each row.
+    rows: Vec<(usize, usize)>,
+    /// (row, head, head_dim)
+    q: Vec<f16>,
+    /// (slot, k or v, kv_head, token, head_dim)
+    kv: Vec<f16>,
+}
+
+impl Scene {
+    /// Each session is (first position, number) of its rows. Slots that nobody has hold NaN, tokens after the last row large numbers.
+    fn new(random: &mut Random, heads: Heads, window: Option<u32>, sessions: &[(usize, usize)]) -> Scene {
+        let attention = TileAttention::new(heads, 1.0 / (heads.head_dim as f32).sqrt(), window).unwrap();
+        let used: usize = sessions.iter().map(|(first, rows)| (first + rows).div_ceil(64)).sum();
+        let mut free: Vec<usize> = (0..used + 3).collect();
+        let slot_len = attention.slot_bytes() / 2;
+        let mut kv = vec![f16::NAN; (used + 3) * slot_len];
+        let mut tables = Vec::new();
+        for (first, rows) in sessions {
+            let take = |_| free.swap_remove(random.next() as usize % free.len());
+            let table: Vec<usize> = (0..(first + rows).div_ceil(64)).map(take).collect();
+            for (block, slot) in table.iter().enumerate() {
+                for (i, x) in kv[slot * slot_len..][..slot_len].iter_mut().enumerate() {
+                    let token = block * 64 + i / heads.head_dim as usize % 64;
+                    let size = if i < slot_len / 2 { 2.0 } else { 1.0 };
+                    *x = f16::from_f32(if token < first + rows { size * random.float() } else { 1e4 });
+                }
+            }
+            tables.push(table);
+        }
+        let rows: Vec<_> = sessions.iter().enumerate().flat_map(|(s, (first, n))| (0..*n).map(move |i| (s, first + i))).collect();
+        let q = (0..rows.len() * attention.row_len()).map(|_| f16::from_f32(3.0 * random.float())).collect();
+        Scene { attention, tables, rows, q, kv }
+    }
+
+    fn places(&self) -> Vec<u32> {
+        let mut starts = vec![1 + 2 * self.rows.len()];
+        self.tables.iter().for_each(|table| starts.push(starts.last().unwrap() + table.len()));
+        let rows = self.rows.iter().flat_map(|(session, position)| [*position as u32, starts[*session] as u32]);
+        let tables = self.tables.iter().flatten().map(|slot| *slot as u32);
+        std::iter::once(self.rows.len() as u32).chain(rows).chain(tables).collect()
+    }
+
+    /// The rows as runs of random lengths up to `most`.
+    fn runs(&self, random: &mut Random, most: usize) -> Vec<u32> {
+        let (mut runs, mut row) = (vec![0], 0);
+        while row < self.rows.len() {
+            let left = self.rows[row..].iter().take_while(|(session, _)| *session == self.rows[row].0).count();
+            let rows = if most == RUN_ROWS_MAX { most } else { 1 + random.next() as usize % most };
+            runs.extend([row as u32, rows.min(left) as u32]);
+            row += rows.min(left);
+            runs[0] += 1;
+        }
+        runs
+    }
+
+    /// One output in f64, and the sum of its terms' magnitudes.
+    fn reference(&self, row: usize, head: usize) -> Vec<(f64, f64)> {
+        let Attend { heads, kv_heads, head_dim, scale, window } = self.attention.shape;
+        let (d, (session, position)) = (head_dim as usize, self.rows[row]);
+        let start = if window == 0 { 0 } else { (position + 1).saturating_sub(window as usize) };
+        let kv_head = head / (heads / kv_heads) as usize;
+        let at = |token: usize, side: usize| {
+            let slot = self.tables[session][token / 64];
+            &self.kv[(((slot * 2 + side) * kv_heads as usize + kv_head) * 64 + token % 64) * d..][..d]
+        };
+        let q = &self.q[(row * heads as usize + head) * d..][..d];
+        let dot = |k: &[f16]| q.iter().zip(k).map(|(q, k)| q.to_f64() * k.to_f64()).sum::<f64>() * f64::from(scale);
+        let scores: Vec<f64> = (start..=position).map(|token| dot(at(token, 0))).collect();
+        let most = scores.iter().copied().fold(f64::MIN, f64::max);
+        let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+        let mut out = vec![(0.0, 0.0); d];
+        for (token, score) in (start..).zip(&scores) {
+            let p = (score - most).exp() / sum;
+            for (out, v) in out.iter_mut().zip(at(token, 1)) {
+                *out = (out.0 + p * v.to_f64(), out.1 + (p * v.to_f64()).abs());
+            }
+        }
+        out
+    }
+}
+
+/// What a scene needs on the device.
+struct Staged<'a> {
+    gpu: &'a Gpu,
+    scene: &'a Scene,
+    q: wgpu::Buffer,
+    kv: wgpu::Buffer,
+    places: wgpu::Buffer,
+}
+
+impl<'a> Staged<'a> {
+    fn new(gpu: &'a Gpu, scene: &'a Scene) -> Staged<'a> {
+        let mut q = scene.q.clone();
+        q.resize(scene.attention.q_bytes(scene.rows.len()) / 2, f16::NAN);
+        let bytes = |halves: &[f16]| upload(gpu, bytemuck::cast_slice(halves));
+        Staged { gpu, scene, q: bytes(&q), kv: bytes(&scene.kv), places: upload(gpu, bytemuck::cast_slice(&scene.places())) }
+    }
+
+    fn attended(&self) -> Attended<'_> {
+        Attended { q: Binding::whole(&self.q), kv: Binding::whole(&self.kv), places: Binding::whole(&self.places) }
+    }
+
+    /// Runs what `dispatches` makes for an output between guards, and gives its bits, padding left out: (row, heads * head_dim).
+    fn outputs(&self, dispatches: impl FnOnce(Binding<'_>) -> Vec<Dispatch>) -> Vec<u16> {
+        let bytes = self.scene.attention.out_bytes(self.scene.rows.len());
+        let out = upload(self.gpu, &vec![GUARD_BYTE; bytes + 2 * GUARD]);
+        self.gpu.run(&dispatches(Binding { buffer: &out, offset_bytes: GUARD as u64, bytes: bytes as u64 })).unwrap();
+        let mut after = vec![0; bytes + 2 * GUARD];
+        self.gpu.read(&out, 0, &mut after).unwrap();
+        let untouched = |bytes: &[u8]| bytes.iter().all(|b| *b == GUARD_BYTE);
+        assert!(untouched(&after[..GUARD]) && untouched(&after[GUARD + bytes..]), "bytes around the output were written");
+        let len = self.scene.attention.row_len();
+        let rows = after[GUARD..GUARD + bytes].chunks(2 * padded_len(len));
+        rows.flat_map(|row| {
+            assert!(untouched(&row[2 * len..]), "padding was written");
+            row[..2 * len].as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)).collect::<Vec<_>>()
+        })
+        .collect()
+    }
+
+    fn runs(&self, runs: &[u32]) -> Vec<u16> {
+        let buffer = upload(self.gpu, bytemuck::cast_slice(runs));
+        self.outputs(|out| {
+            let mut dispatch = self.scene.attention.runs(self.gpu, self.attended(), Binding::whole(&buffer), out).unwrap();
+            // One workgroup too many has nothing to do.
+            dispatch.workgroups[0] = runs[0] + 1;
+            vec![dispatch]
+        })
+    }
+
+    fn ones(&self) -> Vec<u16> {
+        let (attention, rows) = (&self.scene.attention, self.scene.rows.len());
+        let ones: Vec<u32> = std::iter::once(rows as u32).chain((0..rows as u32).rev()).collect();
+        let blocks = self.scene.rows.iter().map(|(_, position)| attention.blocks(*position)).max().unwrap();
+        let scratch = self.gpu.buffer("scratch", attention.scratch_bytes(rows, blocks)).unwrap();
+        let buffer = upload(self.gpu, bytemuck::cast_slice(&ones));
+        self.outputs(|out| {
+            let (which, scratch) = (Binding::whole(&buffer), Binding::whole(&scratch));
+            let mut dispatches = attention.ones(self.gpu, self.attended(), which, scratch, out).unwrap();
+            (dispatches[0].workgroups[0], dispatches[0].workgroups[2]) = (blocks as u32 + 1, rows as u32 + 1);
+            dispatches[1].workgroups[1] = rows as u32 + 1;
+            dispatches.to_vec()
+        })
+    }
+}
+
+fn assert_right(name: &str, scene: &Scene, got: &[u16]) {
+    let Attend { heads, head_dim, .. } = scene.attention.shape;
+    let (heads, d) = (heads as usize, head_dim as usize);
+    for (row, head) in (0..scene.rows.len()).map(|row| (row, row % heads)) {
+        let got = &got[(row * heads + head) * d..][..d];
+        for (i, ((want, size), got)) in scene.reference(row, head).into_iter().zip(got).enumerate() {
+            let got = f16::from_bits(*got).to_f64();
+            let near = (got - want).abs() <= TOLERANCE * size + 1e-4;
+            assert!(near, "{name}, row {row} {:?}, head {head}, element {i}: {got} for {want}", scene.rows[row]);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn attend_is_right_in_runs_and_alone() {
+    let gpu = cooperative();
+    let mut random = Random(23);
+    for (heads, kv_heads, head_dim) in SHAPES {
+        for window in [None, Some(1), Some(100), Some(512)] {
+            let mut some = |most: u64| random.next() as usize % most as usize;
+            let sessions = [(0, 1 + some(40)), (some(3000), 1 + some(40)), (some(200), 7), (40 + some(24), 30), (some(1000), 1)];
+            let scene = Scene::new(&mut random, Heads { heads, kv_heads, head_dim }, window, &sessions);
+            let name = format!("{:?} {sessions:?}", scene.attention.shape);
+            let staged = Staged::new(&gpu, &scene);
+            let whole = staged.runs(&scene.runs(&mut random, RUN_ROWS_MAX));
+            assert_right(&name, &scene, &whole);
+            let ragged = staged.runs(&scene.runs(&mut random, 5));
+            let others = [("ragged runs", ragged), ("ones", staged.ones())];
+            for (other, got) in others {
+                let differ = got.iter().zip(&whole).filter(|(a, b)| a != b).count();
+                assert_eq!(differ, 0, "{name}, {other}: {differ} of {} differ", got.len());
+            }
+        }
+    }
+}
+
+/// Rotation by f64: queries, keys and values as they should be stored, each (row, head, head_dim).
+fn rotated(
+    shape: &Attend,
+    (qkv, positions): (&[f32], &[usize]),
+    rotations: &[f32],
+    interleaved: bool,
+    norms: Option<(&[f32], &[f32])>,
+) -> Vec<f64> {
+    let (d, all) = (shape.head_dim as usize, (shape.heads + 2 * shape.kv_heads) as usize);
+    let mut out = Vec::new();
+    for (at, head) in qkv.chunks(d).enumerate() {
+        let (position, which) = (positions[at / all], at % all);
+        let mut x: Vec<f64> = head.iter().map(|x| f64::from(*x)).collect();
+        if which >= (shape.heads + shape.kv_heads) as usize {
+            out.extend(x);
+            continue;
+        }
+        if let Some((q, k)) = norms {
+            let factor = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / d as f64 + 1e-6).sqrt();
+            let weights = if which < shape.heads as usize { q } else { k };
+            x.iter_mut().zip(weights).for_each(|(x, w)| *x *= factor * f64::from(*w));
+        }
+        let pair = |i: usize| if interleaved { (x[2 * i], x[2 * i + 1]) } else { (x[i], x[i + d / 2]) };
+        let turn = |i: usize| (f64::from(rotations[position * d + i]), f64::from(rotations[position * d + d / 2 + i]));
+        out.extend((0..d / 2).map(|i| pair(i).0 * turn(i).0 - pair(i).1 * turn(i).1));
+        out.extend((0..d / 2).map(|i| pair(i).0 * turn(i).1 + pair(i).1 * turn(i).0));
+    }
+    out.into_iter().map(|x| x.clamp(-65504.0, 65504.0)).collect()
+}
+
+/// More than the scene of the rotation has.
+const POSITIONS: usize = 256;
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn attend_rotates_and_stores() {
+    let gpu = cooperative();
+    let mut random = Random(29);
+    for ((heads, kv_heads, head_dim), (interleaved, normed)) in
+        SHAPES.into_iter().flat_map(|s| [(false, false), (true, true), (false, true)].map(|how| (s, how)))
+    {
+        let scene = Scene::new(&mut random, Heads { heads, kv_heads, head_dim }, None, &[(70, 5), (0, 9), (127, 2)]);
+        let (attention, shape, rows, d) = (scene.attention, scene.attention.shape, scene.rows.len(), head_dim as usize);
+        let all = (heads + 2 * kv_heads) as usize;
+        let mut floats = |n: usize, size: f32| (0..n).map(|_| size * random.float()).collect::<Vec<_>>();
+        let (mut qkv, rotations) = (floats(rows * all * d, 4.0), floats(POSITIONS * d, 1.0));
+        qkv[all * d - 1] = 1e6;
+        let (q_norm, k_norm) = (floats(d, 2.0), floats(d, 2.0));
+        let buffers = [&qkv, &rotations, &q_norm, &k_norm].map(|x| upload(&gpu, bytemuck::cast_slice(x)));
+        let places = upload(&gpu, bytemuck::cast_slice(&scene.places()));
+        let q = upload(&gpu, &vec![GUARD_BYTE; attention.q_bytes(rows + 1)]);
+        let kv = upload(&gpu, &vec![GUARD_BYTE; 2 * scene.kv.len()]);
+        let [qkv_all, rotations_all, q_weights, k_weights] = buffers.each_ref().map(Binding::whole);
+        let norms = normed.then_some(HeadNorms { q: q_weights, k: k_weights, norm: Norm { eps: 1e-6 } });
+        let from = Rotation { qkv: qkv_all, rotations: rotations_all, interleaved, norms };
+        let to = (Binding::whole(&q), Binding::whole(&kv));
+        let mut dispatch = attention.rope_store(&gpu, rows, from, Binding::whole(&places), to).unwrap();
+        dispatch.workgroups[1] += 1;
+        gpu.run(&[dispatch]).unwrap();
+        let guard = f16::from_bits(u16::from_le_bytes([GUARD_BYTE; 2])).to_f64();
+        let (mut want_q, mut want_kv) = (vec![guard; attention.q_bytes(rows + 1) / 2], vec![guard; scene.kv.len()]);
+        let positions: Vec<usize> = scene.rows.iter().map(|(_, position)| *position).collect();
+        let want = rotated(&shape, (&qkv, &positions), &rotations, interleaved, normed.then_some((&q_norm, &k_norm)));
+        for (at, head) in want.chunks(d).enumerate() {
+            let (row, which, (heads, kv_heads)) = (at / all, at % all, (heads as usize, kv_heads as usize));
+            if which < heads {
+                want_q[(row * heads + which) * d..][..d].copy_from_slice(head);
+                continue;
+            }
+            let (session, position) = scene.rows[row];
+            let (side, kv_head) = ((which - heads) / kv_heads, (which - heads) % kv_heads);
+            let slot = scene.tables[session][position / 64];
+            want_kv[(((slot * 2 + side) * kv_heads + kv_head) * 64 + position % 64) * d..][..d].copy_from_slice(head);
+        }
+        for (name, buffer, want) in [("q", &q, want_q), ("kv", &kv, want_kv)] {
+            let mut got = vec![f16::ZERO; want.len()];
+            gpu.read(buffer, 0, bytemuck::cast_slice_mut(&mut got)).unwrap();
+            for (i, (got, want)) in got.iter().zip(want).enumerate() {
+                let near = (got.to_f64() - want).abs() <= want.abs() / 1900.0 + 1e-5;
+                assert!(near, "{shape:?} {interleaved} {normed}: {name} {i}: {got} for {want}");
+            }
+        }
+    }
+}

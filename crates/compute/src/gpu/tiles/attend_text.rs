@@ -1,0 +1,627 @@
+//! The text of the attention kernels.
+//!
+//! Scores, probabilities and products with values are made for 16 query rows and 64 tokens at a time. Elements of a cooperative matrix
+//! belong to no lane in particular, so scores and products go through workgroup memory, where lane `2 r + h` has every second quad of row
+//! `r`. What decides bits is shared by the kernels: [`Attend::softmax`], [`Attend::gain`] and the functions of [`Attend::functions`].
+//! Maxima are those of unscaled scores: no difference that reaches an exponential could be contracted with the product before it.
+
+use super::Norm;
+use super::text::{LANES, head};
+use std::fmt::Write as _;
+
+/// Tokens of a block.
+const TOKENS: u32 = 64;
+/// Query rows of a tile.
+pub(super) const TILE_ROWS: u32 = 16;
+/// Quads of a row of scores or probabilities in workgroup memory; two are unused, so that rows begin in different banks.
+const ROW: u32 = TOKENS / 4 + 2;
+/// Quads of a tile of them.
+const TILE: u32 = TILE_ROWS * ROW;
+/// Subgroups of a workgroup at most, by the workgroup memory that all have.
+const WARPS_MAX: u32 = 4;
+/// Subgroups of a workgroup that rotates heads.
+pub(super) const ROPE_WARPS: u32 = 4;
+/// Quads of a row of a tile of 16 scores or sums in workgroup memory; two are unused, as above.
+const TILE_ROW: u32 = 6;
+/// Blocks that are joined or skipped together.
+const JOINED: usize = 8;
+
+/// The constants of an attention.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attend {
+    pub(super) heads: u32,
+    pub(super) kv_heads: u32,
+    /// A multiple of 16.
+    pub(super) head_dim: u32,
+    pub(super) scale: f32,
+    /// Positions that a row sees, its own included; 0 for all.
+    pub(super) window: u32,
+}
+
+impl Attend {
+    /// Query heads of a KV head.
+    pub(super) fn group(&self) -> u32 {
+        self.heads / self.kv_heads
+    }
+
+    /// Workgroups that share a run's KV head.
+    pub(super) fn parts(&self) -> u32 {
+        self.group().div_ceil(WARPS_MAX)
+    }
+
+    fn warps(&self) -> u32 {
+        self.group().div_ceil(self.parts())
+    }
+
+    /// Elements of a head that go through workgroup memory at a time.
+    fn width(&self) -> u32 {
+        [64, 48, 32].into_iter().find(|width| self.head_dim.is_multiple_of(*width)).unwrap_or(16)
+    }
+
+    fn pieces(&self) -> u32 {
+        self.head_dim / self.width()
+    }
+
+    /// Quads of a token's piece in workgroup memory; two are unused, as above.
+    fn stride(&self) -> u32 {
+        self.width() / 4 + 2
+    }
+
+    /// Quads of a head.
+    fn quads(&self) -> u32 {
+        self.head_dim / 4
+    }
+
+    /// Quads of a token's piece that a lane has of its row.
+    fn lane_quads(&self) -> u32 {
+        self.width() / 8
+    }
+
+    /// Quads of a slot of the scratch buffer: a head's sums, then its maximum and sum of probabilities.
+    pub(super) fn slot_quads(&self) -> u32 {
+        self.quads() + 1
+    }
+
+    /// The first position that a row at `position` sees. No function: naga takes none of its own for uniform.
+    fn start(&self, position: &str) -> String {
+        if self.window == 0 { "0u".to_owned() } else { format!("({position} - min({position}, {}u))", self.window - 1) }
+    }
+
+    /// Functions whose bits all kernels share.
+    fn functions(&self) -> String {
+        format!(
+            "
+const LEAST = -1e30;
+struct Weights {{ most: f32, keep: f32, gain: f32 }}
+fn weigh(m: f32, n: f32) -> Weights {{
+  let most = max(m, n);
+  return Weights(most, power(m - most), power(n - most));
+}}
+fn power(x: f32) -> f32 {{ return exp2(x * {factor:?}); }}
+fn powers(x: vec4<f32>) -> vec4<f32> {{ return exp2(x * {factor:?}); }}
+fn joined(o: vec4<f32>, ob: vec4<f32>, w: Weights) -> vec4<f32> {{ return fma(o, vec4<f32>(w.keep), ob * w.gain); }}
+fn halves(x: vec4<f32>) -> vec4<f16> {{ return vec4<f16>(clamp(x, vec4<f32>(-65504.0), vec4<f32>(65504.0))); }}
+fn block_of(slot: u32, side: u32, kv_head: u32) -> u32 {{ return ((slot * 2u + side) * {kv_heads}u + kv_head) * {block}u; }}
+",
+            factor = (f64::from(self.scale) * std::f64::consts::LOG2_E) as f32,
+            kv_heads = self.kv_heads,
+            block = TOKENS * self.quads(),
+        )
+    }
+
+    /// Workgroup memory: two pieces of keys or values, and of each subgroup scores (later sums) and probabilities.
+    fn memory(&self, warps: u32) -> String {
+        format!(
+            "var<workgroup> kvs: array<vec4<f16>, {}>;
+var<workgroup> sc: array<vec4<f32>, {}>;
+var<workgroup> ps: array<vec4<f16>, {}>;
+",
+            2 * TOKENS * self.stride(),
+            warps * TILE,
+            warps * TILE
+        )
+    }
+
+    /// From scores `c0` to `c3` to probabilities `pa0` to `pa3` as operand A, with the lane's row's maximum `mb` and sum `lb`.
+    /// The row sees tokens `low` to `high` of the block.
+    fn softmax(&self) -> String {
+        let eight = |line: &dyn Fn(u32) -> String| (0..8).map(line).collect::<String>();
+        let mut text = String::new();
+        for n in 0..4 {
+            let _ = writeln!(text, "  coopStoreT(c{n}, &sc[mine + {}u], {ROW}u);", n * 4);
+        }
+        text += "  subgroupBarrier();\n";
+        text += &eight(&|i| {
+            let t = format!("(quad + vec4<i32>({}))", 8 * i);
+            format!("  var x{i} = select(vec4<f32>(LEAST), sc[own + {}u], ({t} >= vec4<i32>(low)) & ({t} <= vec4<i32>(high)));\n", 2 * i)
+        });
+        text += "  var top = x0;\n";
+        text += &(1..8).map(|i| format!("  top = max(top, x{i});\n")).collect::<String>();
+        text += "  var mb = max(max(top.x, top.y), max(top.z, top.w));\n  mb = max(mb, subgroupShuffleXor(mb, 1u));\n";
+        // Where a row sees nothing, everything is far below.
+        text += "  let base = vec4<f32>(max(mb, 0.1 * LEAST));\n";
+        text += &eight(&|i| format!("  x{i} = powers(x{i} - base);\n"));
+        text += &eight(&|i| format!("  ps[own + {}u] = vec4<f16>(x{i});\n", 2 * i));
+        for n in 0..4 {
+            let _ = writeln!(text, "  let t{n} = x{} + x{};", 2 * n, 2 * n + 1);
+        }
+        let across = [0, 1, 2, 3].map(|n| format!("(t{n}.x + t{n}.y) + (t{n}.z + t{n}.w)")).join(", ");
+        let _ = writeln!(text, "  var sums = vec4<f32>({across});");
+        text += "  sums = sums + subgroupShuffleXor(sums, 1u);\n";
+        text += "  let lb = ((sums.x + sums.y) + sums.z) + sums.w;\n  subgroupBarrier();\n";
+        for t in 0..4 {
+            let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&ps[mine + {}u], {ROW}u);", t * 4);
+        }
+        text
+    }
+
+    /// The products of the probabilities with a piece of the values, left in the subgroup's `sc`. `value` is the pointer to and the stride
+    /// of the tile of tokens 16 t and on, and of elements 16 n and on.
+    fn gain(&self, value: &dyn Fn(u32, u32) -> (String, u32)) -> String {
+        let mut text = "  {\n".to_owned();
+        for n in 0..self.width() / 16 {
+            let _ = writeln!(text, "  var v{n} = coop_mat16x16<f32, C>();");
+            for t in 0..4 {
+                let (at, stride) = value(t, n);
+                let _ = writeln!(text, "  v{n} = coopMultiplyAdd(pa{t}, coopLoadT<coop_mat16x16<f16, B>>(&{at}, {stride}u), v{n});");
+            }
+        }
+        for n in 0..self.width() / 16 {
+            let _ = writeln!(text, "  coopStoreT(v{n}, &sc[mine + {}u], {ROW}u);", n * 4);
+        }
+        text + "  }\n  subgroupBarrier();\n"
+    }
+
+    /// Operand A: the rows' queries, `stride` quads from one to the next.
+    fn queries(&self, at: &str, stride: u32) -> String {
+        let one = |t| format!("  let qa{t} = coopLoadT<coop_mat16x16<f16, A>>(&q[{at} + {}u], {stride}u);\n", t * 4);
+        (0..self.head_dim / 16).map(one).collect()
+    }
+
+    /// Reads a thread's share of a piece of keys (side 0) or values into registers.
+    fn load(&self, threads: u32, block: &str, piece: u32) -> String {
+        let (across, mut text) = (self.width() / 4, String::new());
+        for i in 0..(TOKENS * across).div_ceil(threads) {
+            let id = share(i, threads, TOKENS * across);
+            let at = format!("{block} + id / {across}u * {}u + id % {across}u + {}u", self.quads(), piece * across);
+            let _ = writeln!(text, "  {{ let id = {id}; z{i} = kv[{at}]; }}");
+        }
+        text
+    }
+
+    /// Puts it into workgroup memory.
+    fn store(&self, threads: u32, buffer: u32) -> String {
+        let (across, mut text) = (self.width() / 4, String::new());
+        for i in 0..(TOKENS * across).div_ceil(threads) {
+            let at = format!("id / {across}u * {}u + id % {across}u + {}u", self.stride(), buffer * TOKENS * self.stride());
+            let _ = writeln!(text, "  {{ let id = {}; kvs[{at}] = z{i}; }}", share(i, threads, TOKENS * across));
+        }
+        text
+    }
+
+    fn declare(&self, threads: u32) -> String {
+        (0..(TOKENS * self.width() / 4).div_ceil(threads)).map(|i| format!("  var z{i}: vec4<f16>;\n")).collect()
+    }
+
+    /// A lane's place: `r` and `h`, the subgroup's tile `mine`, the lane's first quad in it, `own`, and that quad's tokens.
+    fn places() -> String {
+        format!(
+            "  let r = lane / 2u;
+  let h = lane % 2u;
+  let mine = warp * {TILE}u;
+  let own = mine + r * {ROW}u + h;
+  let quad = vec4<i32>(i32(4u * h)) + vec4<i32>(0, 1, 2, 3);
+"
+        )
+    }
+
+    /// The kernel for runs of rows: bindings q, kv, places, runs, out. Long runs come first, that the last to finish be short.
+    pub(super) fn runs_text(&self) -> String {
+        let (warps, threads) = (self.warps(), self.warps() * LANES);
+        let bindings = [
+            ("q", "read> q: array<vec4<f16>>"),
+            ("kv", "read> kv: array<vec4<f16>>"),
+            ("places", "read> places: array<u32>"),
+            ("runs", "read> runs: array<u32>"),
+            ("out", "read_write> out: array<vec4<f16>>"),
+        ];
+        format!(
+            "{head}{functions}{memory}
+@compute @workgroup_size({threads})
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
+  let count = runs[0];
+  if (wg.x >= count) {{ return; }}
+  let warp = lid / 32u;
+  let lane = lid % 32u;
+{places}  let run = count - 1u - wg.x;
+  let row0 = runs[1u + 2u * run];
+  let rows = runs[2u + 2u * run];
+  let position0 = places[1u + 2u * row0];
+  let table = places[2u + 2u * row0];
+  let kv_head = wg.y / {parts}u;
+  let head = min(kv_head * {group}u + wg.y % {parts}u * {warps}u + warp, kv_head * {group}u + {group_last}u);
+  let position = position0 + min(r, rows - 1u);
+  let start = i32({start});
+  let first = {start0} / 64u;
+  let last = (position0 + rows - 1u) / 64u;
+{queries}{declare}  var m = LEAST;
+  var l = 0.0;
+  {{ let keys = block_of(places[table + first], 0u, kv_head);
+{load0}  }}
+{store0}  workgroupBarrier();
+  for (var b = first; b <= last; b++) {{
+{block}  }}
+{finish}}}
+",
+            head = head(&bindings),
+            functions = self.functions(),
+            memory = self.memory(warps),
+            places = Self::places(),
+            start = self.start("position"),
+            parts = self.parts(),
+            group = self.group(),
+            group_last = self.group() - 1,
+            start0 = self.start("position0"),
+            queries = self.queries(&format!("(row0 * {}u + head) * {}u", self.heads, self.quads()), self.heads * self.quads()),
+            declare = self.declare(threads) + &self.declare_sums(),
+            load0 = self.load(threads, "keys", 0),
+            store0 = self.store(threads, 0),
+            block = self.run_block(threads),
+            finish = self.run_finish(),
+        )
+    }
+
+    /// A lane's sums over values.
+    fn declare_sums(&self) -> String {
+        let all = (0..self.pieces()).flat_map(|piece| (0..self.lane_quads()).map(move |i| (piece, i)));
+        all.map(|(piece, i)| format!("  var o{piece}_{i} = vec4<f32>();\n")).collect()
+    }
+
+    /// One block of a run: pieces of keys, then of values; while one is used the next is read.
+    fn run_block(&self, threads: u32) -> String {
+        let (pieces, stride) = (self.pieces(), self.stride());
+        let mut text = "  let slot = places[table + b];
+  let keys = block_of(places[table + min(b + 1u, last)], 0u, kv_head);
+  let values = block_of(slot, 1u, kv_head);
+  let now = block_of(slot, 0u, kv_head);
+  let low = start - i32(64u * b);
+  let high = i32(position) - i32(64u * b);
+"
+        .to_owned();
+        (0..4).for_each(|n| text += &format!("  var c{n} = coop_mat16x16<f32, C>();\n"));
+        for piece in 0..pieces {
+            let base = piece % 2 * TOKENS * stride;
+            text += &if piece + 1 < pieces { self.load(threads, "now", piece + 1) } else { self.load(threads, "values", 0) };
+            for (t, n) in (0..self.width() / 16).flat_map(|t| (0..4).map(move |n| (t, n))) {
+                let key = format!("coopLoad<coop_mat16x16<f16, B>>(&kvs[{}u], {stride}u)", base + n * 16 * stride + t * 4);
+                let _ = writeln!(text, "  c{n} = coopMultiplyAdd(qa{}, {key}, c{n});", piece * self.width() / 16 + t);
+            }
+            text += &self.store(threads, (piece + 1) % 2);
+            text += "  workgroupBarrier();\n";
+        }
+        text += &self.softmax();
+        text += "  let w = weigh(m, mb);\n  m = w.most;\n  l = fma(l, w.keep, lb * w.gain);\n";
+        for piece in 0..pieces {
+            let buffer = (pieces + piece) % 2;
+            text += &if piece + 1 < pieces { self.load(threads, "values", piece + 1) } else { self.load(threads, "keys", 0) };
+            text += &self.gain(&|t, n| (format!("kvs[{}u]", (buffer * TOKENS + t * 16) * stride + n * 4), stride));
+            for i in 0..self.lane_quads() {
+                let _ = writeln!(text, "  o{piece}_{i} = joined(o{piece}_{i}, sc[own + {}u], w);", 2 * i);
+            }
+            text += &self.store(threads, (pieces + piece + 1) % 2);
+            text += "  workgroupBarrier();\n";
+        }
+        text
+    }
+
+    /// Writes a run's rows.
+    fn run_finish(&self) -> String {
+        let padded = super::padded_len((self.heads * self.head_dim) as usize) / 4;
+        let mut text = "  if (r < rows) {\n  let inverse = 1.0 / l;\n".to_owned();
+        let _ = writeln!(text, "  let to = (row0 + r) * {padded}u + head * {}u + h;", self.quads());
+        for (piece, i) in (0..self.pieces()).flat_map(|piece| (0..self.lane_quads()).map(move |i| (piece, i))) {
+            let _ = writeln!(text, "  out[to + {}u] = halves(o{piece}_{i} * inverse);", piece * self.width() / 4 + 2 * i);
+        }
+        text + "  }\n"
+    }
+
+    /// The kernel for one block of rows that are alone: bindings q, kv, places, ones, scratch. A subgroup has 16 of the tokens, and then
+    /// every fourth tile of the values' elements; all it needs is asked for before anything else.
+    pub(super) fn ones_text(&self) -> String {
+        let bindings = [
+            ("q", "read> q: array<vec4<f16>>"),
+            ("kv", "read> kv: array<vec4<f16>>"),
+            ("places", "read> places: array<u32>"),
+            ("ones", "read> ones: array<u32>"),
+            ("scratch", "read_write> scratch: array<vec4<f32>>"),
+        ];
+        format!(
+            "{head}{functions}
+var<workgroup> sc: array<vec4<f32>, {scores_quads}>;
+var<workgroup> ps: array<vec4<f16>, {TILE}>;
+var<workgroup> tops: array<f32, 64>;
+var<workgroup> sums: array<f32, 64>;
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
+  let count = ones[0];
+  if (wg.z >= count) {{ return; }}
+  let row = ones[1u + wg.z];
+  let position = places[1u + 2u * row];
+  let b = {start} / 64u + wg.x;
+  if (b > position / 64u) {{ return; }}
+  let warp = lid / 32u;
+  let r = lid % 32u / 2u;
+  let h = lid % 2u;
+  let mine = warp * {tile_quads}u;
+  let own = mine + r * {TILE_ROW}u + h;
+  let quad = vec4<i32>(i32(16u * warp + 4u * h)) + vec4<i32>(0, 1, 2, 3);
+  let kv_head = wg.y;
+  let slot = places[places[2u + 2u * row] + b];
+  let keys = block_of(slot, 0u, kv_head) + warp * {tile_keys}u;
+  let values = block_of(slot, 1u, kv_head);
+  let low = vec4<i32>(i32({start}) - i32(64u * b));
+  let high = vec4<i32>(i32(position) - i32(64u * b));
+  let to = ((wg.x * count + wg.z) * {heads}u + kv_head * {group}u + r) * {slot_quads}u;
+{queries}{load}{scores}{softmax}  if (r < {group}u && h == 0u && warp == 0u) {{ scratch[to + {quads}u] = vec4<f32>(mb, lb, 0.0, 0.0); }}
+{gains}}}
+",
+            head = head(&bindings),
+            functions = self.functions(),
+            scores_quads = 4 * TILE_ROWS * TILE_ROW,
+            tile_quads = TILE_ROWS * TILE_ROW,
+            tile_keys = 16 * self.quads(),
+            start = self.start("position"),
+            heads = self.heads,
+            group = self.group(),
+            slot_quads = self.slot_quads(),
+            quads = self.quads(),
+            queries = self.queries(&format!("(row * {}u + kv_head * {}u) * {}u", self.heads, self.group(), self.quads()), self.quads()),
+            load = self.one_load(),
+            scores = self.one_scores(),
+            softmax = ONE_SOFTMAX,
+            gains = self.one_gains(),
+        )
+    }
+
+    /// Tiles of a value's elements that a subgroup has for rows that are alone.
+    fn value_tiles(&self) -> u32 {
+        (self.head_dim / 16).div_ceil(4)
+    }
+
+    /// A subgroup's keys and values, straight from where they are; surplus tiles repeat the last.
+    fn one_load(&self) -> String {
+        let (tiles, quads, mut text) = (self.head_dim / 16, self.quads(), String::new());
+        for t in 0..tiles {
+            let _ = writeln!(text, "  let k{t} = coopLoad<coop_mat16x16<f16, B>>(&kv[keys + {}u], {quads}u);", t * 4);
+        }
+        for j in 0..self.value_tiles() {
+            let _ = writeln!(text, "  let e{j} = min(warp + {}u, {}u) * 4u;", 4 * j, tiles - 1);
+            for t in 0..4 {
+                let at = format!("kv[values + e{j} + {}u]", t * 16 * quads);
+                let _ = writeln!(text, "  let v{j}_{t} = coopLoadT<coop_mat16x16<f16, B>>(&{at}, {quads}u);");
+            }
+        }
+        text
+    }
+
+    fn one_scores(&self) -> String {
+        let mut text = "  var c = coop_mat16x16<f32, C>();\n".to_owned();
+        (0..self.head_dim / 16).for_each(|t| text += &format!("  c = coopMultiplyAdd(qa{t}, k{t}, c);\n"));
+        text + &format!("  coopStoreT(c, &sc[mine], {TILE_ROW}u);\n  subgroupBarrier();\n")
+    }
+
+    /// Sums of a block over values, to the scratch buffer.
+    fn one_gains(&self) -> String {
+        let mut text = String::new();
+        for t in 0..4 {
+            let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&ps[{}u], {ROW}u);", t * 4);
+        }
+        for j in 0..self.value_tiles() {
+            let _ = writeln!(text, "  var o{j} = coop_mat16x16<f32, C>();");
+            (0..4).for_each(|t| text += &format!("  o{j} = coopMultiplyAdd(pa{t}, v{j}_{t}, o{j});\n"));
+        }
+        for j in 0..self.value_tiles() {
+            let _ = writeln!(
+                text,
+                "  coopStoreT(o{j}, &sc[mine], {TILE_ROW}u);
+  subgroupBarrier();
+  if (r < {}u) {{
+    scratch[to + e{j} + h] = sc[own];
+    scratch[to + e{j} + h + 2u] = sc[own + 2u];
+  }}
+  subgroupBarrier();",
+                self.group()
+            );
+        }
+        text
+    }
+
+    /// The kernel that joins the blocks of rows that are alone, a thread an element: bindings scratch, places, ones, out. A lane weighs a
+    /// block: the maximum of all before it is the same in whatever order it is found.
+    pub(super) fn join_text(&self) -> String {
+        let bindings = [
+            ("scratch", "read> scratch: array<f32>"),
+            ("places", "read> places: array<u32>"),
+            ("ones", "read> ones: array<u32>"),
+            ("out", "read_write> out: array<f16>"),
+        ];
+        let (mut read, mut gain, mut scan) = (String::new(), String::new(), String::new());
+        for i in 0..LANES {
+            let at = format!("(min(b + {i}u, blocks - 1u) * step + which) * {}u + element", 4 * self.slot_quads());
+            let _ = writeln!(read, "  let o{i} = scratch[{at}];");
+        }
+        for first in (0..LANES).step_by(JOINED) {
+            let _ = writeln!(gain, "  if (b + {first}u < blocks) {{");
+            for i in first..first + JOINED as u32 {
+                let _ = writeln!(gain, "    {{ let w = weights[mine + {i}u]; l = fma(l, w.x, w.z * w.y); o = fma(o, w.x, o{i} * w.y); }}");
+            }
+            gain += "  }\n";
+        }
+        for by in [1, 2, 4, 8, 16] {
+            let _ = writeln!(scan, "  {{ let up = subgroupShuffleUp(most, {by}u); most = max(most, select(LEAST, up, lane >= {by}u)); }}");
+        }
+        format!(
+            "{head}{functions}
+var<workgroup> weights: array<vec4<f32>, {threads}>;
+@compute @workgroup_size({threads})
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
+  let count = ones[0];
+  if (wg.y >= count) {{ return; }}
+  let lane = lid % 32u;
+  let mine = lid - lane;
+  let element = min(lid, {head_dim}u - 1u);
+  let row = ones[1u + wg.y];
+  let position = places[1u + 2u * row];
+  let blocks = position / 64u - {start} / 64u + 1u;
+  let step = count * {heads}u;
+  let which = wg.y * {heads}u + wg.x;
+  var m = LEAST;
+  var l = 0.0;
+  var o = 0.0;
+  for (var b = 0u; b < blocks; b += 32u) {{
+  let at = (min(b + lane, blocks - 1u) * step + which) * {slot}u + {head_dim}u;
+  let top = select(LEAST, scratch[at], b + lane < blocks);
+  let sum = scratch[at + 1u];
+{read}  var most = max(m, top);
+{scan}  let before = select(subgroupShuffleUp(most, 1u), m, lane == 0u);
+  weights[lid] = vec4<f32>(power(before - most), power(top - most), sum, 0.0);
+  m = subgroupShuffle(most, 31u);
+  subgroupBarrier();
+{gain}  subgroupBarrier();
+  }}
+  let inverse = 1.0 / l;
+  if (lid < {head_dim}u) {{ out[row * {padded}u + wg.x * {head_dim}u + lid] = f16(clamp(o * inverse, -65504.0, 65504.0)); }}
+}}
+",
+            head = head(&bindings),
+            functions = self.functions(),
+            start = self.start("position"),
+            head_dim = self.head_dim,
+            threads = self.head_dim.next_multiple_of(LANES),
+            heads = self.heads,
+            slot = 4 * self.slot_quads(),
+            padded = super::padded_len((self.heads * self.head_dim) as usize),
+        )
+    }
+}
+
+/// [`Attend::softmax`] where a subgroup has 16 of the tokens: maxima and sums meet in workgroup memory.
+const ONE_SOFTMAX: &str = "  var x0 = select(vec4<f32>(LEAST), sc[own], (quad >= low) & (quad <= high));
+  var x1 = select(vec4<f32>(LEAST), sc[own + 2u], (quad + vec4<i32>(8) >= low) & (quad + vec4<i32>(8) <= high));
+  let top = max(x0, x1);
+  var most = max(max(top.x, top.y), max(top.z, top.w));
+  most = max(most, subgroupShuffleXor(most, 1u));
+  if (h == 0u) { tops[warp * 16u + r] = most; }
+  workgroupBarrier();
+  let mb = max(max(tops[r], tops[16u + r]), max(tops[32u + r], tops[48u + r]));
+  let base = vec4<f32>(max(mb, 0.1 * LEAST));
+  x0 = powers(x0 - base);
+  x1 = powers(x1 - base);
+  ps[r * 18u + warp * 4u + h] = vec4<f16>(x0);
+  ps[r * 18u + warp * 4u + h + 2u] = vec4<f16>(x1);
+  let t = x0 + x1;
+  var sum = (t.x + t.y) + (t.z + t.w);
+  sum = sum + subgroupShuffleXor(sum, 1u);
+  if (h == 0u) { sums[warp * 16u + r] = sum; }
+  workgroupBarrier();
+  let lb = ((sums[r] + sums[16u + r]) + sums[32u + r]) + sums[48u + r];
+";
+
+/// The number of a thread's `i`th piece of work of `all`; where they are no multiple of the threads the last is done again.
+fn share(i: u32, threads: u32, all: u32) -> String {
+    match (i + 1) * threads <= all {
+        true => format!("lid + {}u", i * threads),
+        false => format!("min(lid + {}u, {}u)", i * threads, all - 1),
+    }
+}
+
+/// Rotates queries and keys, normed first if need be, and stores keys and values: bindings qkv, rotations, places, (norms of q and k), q, kv.
+pub(super) fn rope_store_text(shape: &Attend, interleaved: bool, norm: Option<Norm>) -> String {
+    let mut bindings =
+        vec![("qkv", "read> qkv: array<f32>"), ("rotations", "read> rotations: array<f32>"), ("places", "read> places: array<u32>")];
+    if norm.is_some() {
+        bindings.extend([("q_norm", "read> q_norm: array<f32>"), ("k_norm", "read> k_norm: array<f32>")]);
+    }
+    bindings.extend([("q", "read_write> q: array<f16>"), ("kv", "read_write> kv: array<f16>")]);
+    let Attend { heads, kv_heads, head_dim, .. } = *shape;
+    let (pairs, all) = (head_dim / 2, heads + 2 * kv_heads);
+    format!(
+        "{head}{functions}
+@compute @workgroup_size({threads})
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
+  let row = wg.y;
+  if (row >= places[0]) {{ return; }}
+  let lane = lid % 32u;
+  let head = min(wg.x * {ROPE_WARPS}u + lid / 32u, {all_last}u);
+  let base = (row * {all}u + head) * {head_dim}u;
+  let position = places[1u + 2u * row];
+  let slot = places[places[2u + 2u * row] + position / 64u];
+  let side = (max(head, {heads}u) - {heads}u) / {kv_heads}u;
+  let kv_head = (max(head, {heads}u) - {heads}u) % {kv_heads}u;
+  let is_value = side == 1u;
+  let to = ((slot * 2u + side) * {kv_heads}u + kv_head) * {block}u + position % 64u * {head_dim}u;
+{read}{normed}{write}}}
+",
+        head = head(&bindings),
+        functions = "fn bounded(x: f32) -> f16 { return f16(clamp(x, -65504.0, 65504.0)); }\n",
+        threads = ROPE_WARPS * LANES,
+        all_last = all - 1,
+        block = TOKENS * head_dim,
+        read = rope_read(pairs, interleaved),
+        normed = norm.map(|norm| rope_norm(shape, norm)).unwrap_or_default(),
+        write = rope_write(shape),
+    )
+}
+
+/// Pairs that a lane has: indices, whether they are its own, and values.
+fn rope_read(pairs: u32, interleaved: bool) -> String {
+    let mut text = String::new();
+    for p in 0..pairs.div_ceil(LANES) {
+        let _ = writeln!(text, "  let live{p} = lane + {}u < {pairs}u;\n  let i{p} = min(lane + {}u, {}u);", 32 * p, 32 * p, pairs - 1);
+        let (a, b) =
+            if interleaved { (format!("2u * i{p}"), format!("2u * i{p} + 1u")) } else { (format!("i{p}"), format!("i{p} + {pairs}u")) };
+        let _ = writeln!(text, "  let a{p} = {a};\n  let b{p} = {b};\n  var x{p} = qkv[base + a{p}];\n  var y{p} = qkv[base + b{p}];");
+    }
+    text
+}
+
+fn rope_norm(shape: &Attend, norm: Norm) -> String {
+    let (pairs, mut text) = (shape.head_dim / 2, "  var s = 0.0;\n".to_owned());
+    for p in 0..pairs.div_ceil(LANES) {
+        let _ = writeln!(text, "  s = select(s, fma(y{p}, y{p}, fma(x{p}, x{p}, s)), live{p});");
+    }
+    (0..5).for_each(|i| text += &format!("  s = s + subgroupShuffleXor(s, {}u);\n", 16 >> i));
+    let _ = writeln!(text, "  let factor = 1.0 / sqrt(s / {}.0 + {:?});", shape.head_dim, norm.eps);
+    for (p, x) in (0..pairs.div_ceil(LANES)).flat_map(|p| [(p, "x"), (p, "y")]) {
+        let at = if x == "x" { "a" } else { "b" };
+        let weight = format!("select(k_norm[{at}{p}], q_norm[{at}{p}], head < {}u)", shape.heads);
+        let _ = writeln!(text, "  {x}{p} = select({x}{p} * factor * {weight}, {x}{p}, is_value);");
+    }
+    text
+}
+
+fn rope_write(shape: &Attend) -> String {
+    let Attend { heads, head_dim, .. } = *shape;
+    let (pairs, mut text) = (head_dim / 2, String::new());
+    for p in 0..pairs.div_ceil(LANES) {
+        let _ = writeln!(
+            text,
+            "  if (live{p}) {{
+    let c = rotations[position * {head_dim}u + i{p}];
+    let s = rotations[position * {head_dim}u + {pairs}u + i{p}];
+    let x = bounded(select(fma(x{p}, c, -(y{p} * s)), x{p}, is_value));
+    let y = bounded(select(fma(x{p}, s, y{p} * c), y{p}, is_value));
+    let to_x = select(i{p}, a{p}, is_value);
+    let to_y = select(i{p} + {pairs}u, b{p}, is_value);
+    if (head < {heads}u) {{
+      q[(row * {heads}u + head) * {head_dim}u + to_x] = x;
+      q[(row * {heads}u + head) * {head_dim}u + to_y] = y;
+    }} else {{
+      kv[to + to_x] = x;
+      kv[to + to_y] = y;
+    }}
+  }}"
+        );
+    }
+    text
+}
