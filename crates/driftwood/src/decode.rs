@@ -5,7 +5,7 @@ use crate::models::{Found, ModelsFolder};
 use crate::output;
 use anyhow::{Context, Result};
 use driftwood_compute::KvDType;
-use driftwood_engine::{Batch, Logits, Model, Session, SessionOptions, Work, argmax};
+use driftwood_engine::{Batch, Logits, Model, Session, SessionOptions, Timed, Work, argmax};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -93,6 +93,14 @@ impl Runner {
     /// As `Batch::step`.
     pub fn step_many(&mut self, work: &mut [Work<'_>]) -> Result<()> {
         Ok(self.batch.step(work)?)
+    }
+
+    /// As [`Runner::step_many`], with the times of a GPU's kernels.
+    ///
+    /// # Errors
+    /// As `Batch::step_timed`.
+    pub fn step_timed(&mut self, work: &mut [Work<'_>]) -> Result<Vec<Timed>> {
+        Ok(self.batch.step_timed(work)?)
     }
 
     /// Appends and evaluates tokens, in chunks that move a progress bar where there are many, and writes the last position's logits.

@@ -10,7 +10,7 @@ use crate::limits::{GPU_OUTPUTS_PER_PASS_MAX, ROWS_PER_PASS_MAX, TILE_ROWS_PER_P
 use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, Rotations};
 use crate::{Error, Model, Session};
-use driftwood_compute::gpu::Draw;
+use driftwood_compute::gpu::{Draw, Timed};
 use driftwood_compute::{Activations, AttendScratch, AttendShape, Cpu, KvDType, KvLayout, KvSource, Matrix, Row, store_kv_row};
 use std::sync::Arc;
 
@@ -117,6 +117,22 @@ impl Batch {
         }
         while self.pass(work)? {}
         Ok(())
+    }
+
+    /// Takes a step as [`Batch::step`] does, and says how long the kernels of its last pass took; nothing where no device multiplies tiles.
+    ///
+    /// # Errors
+    /// As [`Batch::step`], or if the device cannot time kernels.
+    pub fn step_timed(&mut self, work: &mut [Work<'_>]) -> Result<Vec<Timed>, Error> {
+        self.time_kernels(true);
+        let stepped = self.step(work);
+        let times = self.time_kernels(false);
+        stepped.map(|()| times)
+    }
+
+    fn time_kernels(&mut self, on: bool) -> Vec<Timed> {
+        let Place::Gpu { tiles: Some(tiles), .. } = &mut self.place else { return Vec::new() };
+        std::mem::replace(&mut tiles.times, on.then(Vec::new)).unwrap_or_default()
     }
 
     /// How many rows one pass takes, and how many of them may want their logits.

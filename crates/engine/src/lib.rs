@@ -32,6 +32,7 @@ pub mod tokenizer;
 
 pub use batch::{Batch, Logits, Work};
 pub use config::Config;
+pub use driftwood_compute::gpu::Timed;
 pub use error::Error;
 pub use model::{Device, Model};
 pub use sampler::{SampleError, Sampler, SamplerParams, argmax, top_logits};

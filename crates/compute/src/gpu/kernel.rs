@@ -46,6 +46,15 @@ impl<'a> Binding<'a> {
     }
 }
 
+/// How long a dispatch took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timed {
+    /// The name of its kernel.
+    pub label: String,
+    /// Microseconds.
+    pub us: f64,
+}
+
 /// One dispatch: a kernel, what it is bound to, and how many workgroups.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
@@ -132,6 +141,35 @@ impl Gpu {
         self.wait()
     }
 
+    /// As [`Gpu::run`], with the time that each dispatch took by the device's own clock, waiting for the one before it included.
+    ///
+    /// # Errors
+    /// If the device has no clock that kernels can be timed with, if there are more dispatches than it has places for, or as [`Gpu::run`].
+    pub fn run_timed(&self, dispatches: &[Dispatch]) -> Result<Vec<Timed>, GpuError> {
+        if !self.device().features().contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES) {
+            return Err(GpuError::BadShape { why: format!("{} cannot time kernels", self.info().name) });
+        }
+        let marks = dispatches.len() as u32 + 1;
+        if marks > wgpu::QUERY_SET_MAX_QUERIES {
+            let (asked, limit) = (marks.into(), wgpu::QUERY_SET_MAX_QUERIES.into());
+            return Err(GpuError::BeyondLimit { what: "marks in time", asked, limit });
+        }
+        let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: marks };
+        let queries = self.device().create_query_set(&descriptor);
+        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let size = 8 * u64::from(marks);
+        let resolved = self.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+        let mut encoder = self.encoder();
+        record_marked(&mut encoder, dispatches, Some(&queries));
+        encoder.resolve_query_set(&queries, 0..marks, &resolved, 0);
+        self.submit(encoder)?;
+        let mut ticks = vec![0u64; marks as usize];
+        self.read(&resolved, 0, bytemuck::cast_slice_mut(&mut ticks))?;
+        let period_us = f64::from(self.queue().get_timestamp_period()) / 1e3;
+        let us = ticks.windows(2).map(|pair| pair[1].saturating_sub(pair[0]) as f64 * period_us);
+        Ok(dispatches.iter().zip(us).map(|(dispatch, us)| Timed { label: dispatch.kernel.label.clone(), us }).collect())
+    }
+
     /// A recorder of commands.
     pub fn encoder(&self) -> wgpu::CommandEncoder {
         self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
@@ -140,9 +178,17 @@ impl Gpu {
 
 /// Records dispatches in order, in one pass: each sees what those before it wrote.
 pub fn record(encoder: &mut wgpu::CommandEncoder, dispatches: &[Dispatch]) {
+    record_marked(encoder, dispatches, None);
+}
+
+/// The same, with a mark in time before each dispatch and after the last.
+fn record_marked(encoder: &mut wgpu::CommandEncoder, dispatches: &[Dispatch], marks: Option<&wgpu::QuerySet>) {
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
     let mut current: Option<&Arc<Kernel>> = None;
-    for dispatch in dispatches {
+    for (index, dispatch) in dispatches.iter().enumerate() {
+        if let Some(marks) = marks {
+            pass.write_timestamp(marks, index as u32);
+        }
         if !current.is_some_and(|kernel| Arc::ptr_eq(kernel, &dispatch.kernel)) {
             pass.set_pipeline(&dispatch.kernel.pipeline);
             current = Some(&dispatch.kernel);
@@ -150,6 +196,9 @@ pub fn record(encoder: &mut wgpu::CommandEncoder, dispatches: &[Dispatch]) {
         pass.set_bind_group(0, &dispatch.bindings, &[]);
         let [x, y, z] = dispatch.workgroups;
         pass.dispatch_workgroups(x, y, z);
+    }
+    if let Some(marks) = marks {
+        pass.write_timestamp(marks, dispatches.len() as u32);
     }
 }
 

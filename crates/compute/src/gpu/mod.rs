@@ -43,7 +43,7 @@ pub use error::GpuError;
 pub use gemm::{GemmRanges, GemmShape};
 pub use guest_kernel::{GuestBinding, GuestKernel, GuestKernelError, GuestKernelLimits};
 pub use import::{Imported, Window};
-pub use kernel::{Binding, Dispatch, Kernel, KernelSource, record, show_host};
+pub use kernel::{Binding, Dispatch, Kernel, KernelSource, Timed, record, show_host};
 pub use plain::{Each, Heads, KvBinding, Plain, Product, RowDispatch, Weight, WeightPart};
 pub use sample::{Draw, NO_TOKEN, Sample};
 pub use wgpu::{Buffer, CommandEncoder, SubmissionIndex};

@@ -11,7 +11,7 @@ use super::tile_record::{Extents, Inputs, Most, RopeTables, TileBuffers, TilePro
 use crate::batch::{Answer, Plan, Work};
 use crate::limits::{GPU_OUTPUTS_PER_PASS_MAX, TILE_ROWS_PER_PASS_MAX};
 use crate::{Error, Model};
-use driftwood_compute::gpu::{Binding, Buffer, Dispatch, Gpu, Sample, SubmissionIndex, Window, record, show_host};
+use driftwood_compute::gpu::{Binding, Buffer, Dispatch, Gpu, Sample, SubmissionIndex, Timed, Window, record, show_host};
 use std::sync::Arc;
 
 /// Rows that programs are recorded for.
@@ -29,6 +29,8 @@ pub(crate) struct TilePasses {
     programs: [Option<TileProgram>; CLASSES.len()],
     ahead: Option<Ahead>,
     inputs: Inputs,
+    /// Times of the last step's kernels, if they are wanted.
+    pub(crate) times: Option<Vec<Timed>>,
 }
 
 #[derive(Debug)]
@@ -63,7 +65,7 @@ struct Submitted {
 
 impl TilePasses {
     pub(crate) fn new(gpu: &Arc<Gpu>) -> TilePasses {
-        TilePasses { gpu: gpu.clone(), scratch: None, programs: Default::default(), ahead: None, inputs: Inputs::default() }
+        TilePasses { gpu: gpu.clone(), scratch: None, programs: Default::default(), ahead: None, inputs: Inputs::default(), times: None }
     }
 
     /// Runs one pass.
@@ -83,7 +85,7 @@ impl TilePasses {
             }
         };
         let asked = self.inputs.clone();
-        if asked.goes_ahead(work) {
+        if asked.goes_ahead(work) && self.times.is_none() {
             self.inputs.advance();
             self.make_room(model, kv)?;
             let submitted = self.submit(model, 1 - submitted.half)?;
@@ -185,7 +187,10 @@ impl TilePasses {
         let mut dispatches = program.of(&extents);
         dispatches.extend(scratch.samples[half].iter().filter(|_| extents.outputs > 0).map(|d| d.for_rows(extents.outputs)));
         let mut encoder = self.gpu.encoder();
-        record(&mut encoder, &dispatches);
+        match &mut self.times {
+            Some(times) => *times = self.gpu.run_timed(&dispatches)?,
+            None => record(&mut encoder, &dispatches),
+        }
         let mut shown = vec![scratch.chosen.buffer()];
         if inputs.logits {
             let bytes = u64::from(extents.outputs) * 4 * model.config().vocabulary as u64;

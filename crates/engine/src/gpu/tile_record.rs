@@ -22,8 +22,9 @@ use std::sync::Arc;
 enum Sized {
     /// Nothing: surplus workgroups find that there is no row for them.
     Fixed(Dispatch),
-    /// The rows, or the outputs, along y.
+    /// The rows, or the outputs, along y or along x.
     Rows(Dispatch),
+    RowsAlongX(Dispatch),
     /// As a plain kernel says.
     Plain(RowDispatch),
     /// Rows that are alone: with each of their blocks, or to be joined.
@@ -55,6 +56,7 @@ impl Sized {
         match self {
             Sized::Fixed(d) => Some(d.clone()),
             Sized::Rows(d) => Some(d.for_rows(rows)),
+            Sized::RowsAlongX(d) => Some(sized(d, &|w| w[0] = rows)),
             Sized::Plain(d) => Some(d.for_rows(rows)),
             Sized::Blocks(d) => (e.ones > 0).then(|| sized(d, &|w| (w[0], w[2]) = (e.blocks, e.ones))),
             Sized::Ones(d) => (e.ones > 0).then(|| d.for_rows(e.ones)),
@@ -374,7 +376,7 @@ impl<'a> TileRecording<'a> {
             return Ok(fixed(weights.product(to.gpu, Rows::One, Input::Normed(normed), output)?));
         }
         let count = Binding::whole(&b.tokens);
-        let mut all = vec![Sized::Rows(norm_rows(to.gpu, weights.k(), normed, (to.most.rows, count), Binding::whole(&b.normed))?)];
+        let mut all = vec![Sized::RowsAlongX(norm_rows(to.gpu, weights.k(), normed, (to.most.rows, count), Binding::whole(&b.normed))?)];
         all.extend(fixed(weights.product(to.gpu, to.rows(), Input::Halves(Binding::whole(&b.normed)), output)?));
         Ok(all)
     }
@@ -438,7 +440,7 @@ impl<'a> TileRecording<'a> {
             return Ok(all);
         }
         let halves = Binding::whole(&b.wanted_normed);
-        all.push(Sized::Rows(norm_rows(to.gpu, to.config.width, normed, (most, count), halves)?));
+        all.push(Sized::RowsAlongX(norm_rows(to.gpu, to.config.width, normed, (most, count), halves)?));
         all.extend(fixed(output.product(to.gpu, to.many(most, &b.outputs), Input::Halves(halves), logits)?));
         Ok(all)
     }

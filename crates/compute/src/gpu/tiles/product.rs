@@ -128,6 +128,11 @@ impl TileMatrix {
         room("the output", output.parts().0, output.needed_bytes(self.n(), most))
     }
 
+    /// What its kernels are called.
+    fn label(&self, rows: &str) -> String {
+        format!("product of {rows}, {} x {}", self.n(), self.k())
+    }
+
     /// The bindings that every product begins with.
     fn bindings(&self) -> Vec<Binding<'_>> {
         std::iter::once(&self.weights).chain(&self.scales).map(Binding::whole).collect()
@@ -158,7 +163,7 @@ impl TileMatrix {
         bindings: &[Binding<'_>],
     ) -> Result<Vec<Dispatch>, GpuError> {
         let kernel = OneRow::new(self.shape, norm, epilogue, tuning);
-        let compiled = gpu.kernel("product of one row", KernelSource::Trusted(&kernel.text()))?;
+        let compiled = gpu.kernel(&self.label("one row"), KernelSource::Trusted(&kernel.text()))?;
         Ok(vec![gpu.dispatch(&compiled, bindings, [kernel.workgroups(), 1, 1])])
     }
 
@@ -171,7 +176,7 @@ impl TileMatrix {
         bindings.extend([x, many.count, if kernel.split { many.scratch } else { to }]);
         let workgroups = kernel.workgroups(most);
         grid(gpu, workgroups[0].max(workgroups[1]) as usize)?;
-        let compiled = gpu.kernel("product of many rows", KernelSource::Trusted(&kernel.text()))?;
+        let compiled = gpu.kernel(&self.label("many rows"), KernelSource::Trusted(&kernel.text()))?;
         let product = gpu.dispatch(&compiled, &bindings, workgroups);
         if !kernel.split {
             return Ok(vec![product]);

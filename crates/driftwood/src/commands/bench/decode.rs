@@ -7,7 +7,7 @@ use crate::output;
 use anyhow::Result;
 use clap::Args;
 use driftwood_compute::KvDType;
-use driftwood_engine::{Logits, Session, Work, argmax};
+use driftwood_engine::{Logits, Session, Timed, Work, argmax};
 use serde::Serialize;
 use serde_json::json;
 use std::time::Instant;
@@ -30,6 +30,17 @@ pub struct DecodeArgs {
     /// How to store keys and values: f16, f32 or q8 [default: f16, with --exact f32]
     #[arg(long, value_name = "TYPE")]
     kv: Option<KvDType>,
+    /// Also time each kernel of a step, by the GPU's own clock
+    #[arg(long)]
+    kernels: bool,
+}
+
+/// Kernels of one step that have one name.
+#[derive(Serialize)]
+struct KernelRow {
+    kernel: String,
+    times: usize,
+    us: f64,
 }
 
 #[derive(Serialize)]
@@ -40,6 +51,10 @@ struct Row {
     prefill_tokens_per_s: f64,
     decode_ms: f64,
     decode_tokens_per_s: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    prefill_kernels: Vec<KernelRow>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    decode_kernels: Vec<KernelRow>,
 }
 
 /// Measures.
@@ -71,7 +86,44 @@ pub fn run(globals: &Globals, args: &DecodeArgs) -> Result<()> {
         &[">tokens", ">sessions", ">prefill tokens/s", ">decode ms", ">decode tokens/s"],
         &rows.iter().map(cells).collect::<Vec<_>>(),
     )?;
+    for row in &rows {
+        show_kernels(&format!("the last pass of reading {} tokens", row.tokens), &row.prefill_kernels)?;
+        show_kernels(&format!("a step of {} sessions at {} tokens", row.sessions, row.tokens), &row.decode_kernels)?;
+    }
     output::line(&format!("\n{} on {cpu}, {numerics}", runner.model.name()))
+}
+
+fn show_kernels(what: &str, kernels: &[KernelRow]) -> Result<()> {
+    if kernels.is_empty() {
+        return Ok(());
+    }
+    output::line(&format!("\nkernels of {what}, {:.0} us together", kernels.iter().map(|k| k.us).sum::<f64>()))?;
+    let cells = |k: &KernelRow| vec![k.kernel.clone(), k.times.to_string(), format!("{:.1}", k.us)];
+    output::table(&["", ">times", ">us"], &kernels.iter().map(cells).collect::<Vec<_>>())
+}
+
+/// Times by name, in the order of their first.
+fn by_kernel(times: Vec<Timed>) -> Vec<KernelRow> {
+    let mut rows: Vec<KernelRow> = Vec::new();
+    for Timed { label, us } in times {
+        match rows.iter_mut().find(|row| row.kernel == label) {
+            Some(row) => (row.times, row.us) = (row.times + 1, row.us + us),
+            None => rows.push(KernelRow { kernel: label, times: 1, us }),
+        }
+    }
+    rows
+}
+
+/// The kernels of reading a prompt, and of a step of `forks` after it.
+fn kernels(runner: &mut Runner, prompt: &[u32], forks: &mut [Session]) -> Result<[Vec<KernelRow>; 2]> {
+    let mut session = runner.session(0)?;
+    session.append(prompt)?;
+    let mut token = 0;
+    let prefill = runner.step_timed(&mut [Work::new(&mut session, Logits::Next(&mut token))])?;
+    let mut tokens = vec![0; forks.len()];
+    let mut work: Vec<Work<'_>> =
+        forks.iter_mut().zip(&mut tokens).map(|(session, token)| Work::new(session, Logits::Next(token))).collect();
+    Ok([by_kernel(prefill), by_kernel(runner.step_timed(&mut work)?)])
 }
 
 fn row(runner: &mut Runner, args: &DecodeArgs, tokens: usize) -> Result<Row> {
@@ -97,7 +149,9 @@ fn row(runner: &mut Runner, args: &DecodeArgs, tokens: usize) -> Result<Row> {
     }
     let decode_ms = median(&steps);
     let prefill_tokens_per_s = per_second(tokens, prefill_ms);
-    Ok(Row { tokens, sessions, prefill_ms, prefill_tokens_per_s, decode_ms, decode_tokens_per_s: per_second(sessions, decode_ms) })
+    let [prefill_kernels, decode_kernels] = if args.kernels { kernels(runner, &prompt, &mut forks)? } else { [Vec::new(), Vec::new()] };
+    let decode_tokens_per_s = per_second(sessions, decode_ms);
+    Ok(Row { tokens, sessions, prefill_ms, prefill_tokens_per_s, decode_ms, decode_tokens_per_s, prefill_kernels, decode_kernels })
 }
 
 /// A session with the prompt, and the median time of reading it: once on the CPU; several times, after a first that compiles, on a GPU.
