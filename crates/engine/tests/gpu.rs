@@ -5,7 +5,7 @@ mod models;
 
 use driftwood_compute::{Arithmetic, KvDType, Simd};
 use driftwood_engine::tokenizer::Special;
-use driftwood_engine::{Batch, Logits, Model, RestoredBlock, RestoredSession, Session, SessionOptions, Work};
+use driftwood_engine::{Batch, Logits, Model, RestoredBlock, RestoredSession, Sampler, SamplerParams, Session, SessionOptions, Work};
 use std::sync::{Arc, LazyLock};
 
 /// One model for all tests of this file: kernels are compiled once.
@@ -94,6 +94,71 @@ fn forks_and_rewinds_change_no_bit_on_the_gpu() {
     session.truncate(40).unwrap();
     session.append(&tokens[40..]).unwrap();
     assert!(logits_of(&mut batch, &mut session) == expected && other != expected);
+}
+
+/// Tokens by [`Logits::Next`], or from the logits by the session's own sampler.
+fn generated(batch: &mut Batch, session: &mut Session, count: usize, chosen_by_step: impl Fn(usize) -> bool) -> Vec<u32> {
+    let mut tokens = Vec::new();
+    for i in 0..count {
+        let mut token = u32::MAX;
+        if chosen_by_step(i) {
+            batch.step(&mut [Work::new(session, Logits::Next(&mut token))]).unwrap();
+        } else {
+            let mut logits = logits_of(batch, session);
+            token = session.sample(&mut logits).unwrap();
+        }
+        session.append(&[token]).unwrap();
+        tokens.push(token);
+    }
+    tokens
+}
+
+/// A device may choose tokens, and compute the next step before it is asked for: neither may show.
+#[test]
+fn tokens_that_the_step_chooses_are_those_of_its_logits() {
+    let (tokens, mut batch) = (prose(50), Batch::new(&SMOLLM2));
+    for temperature in [0.0, 0.9] {
+        let sampler = Sampler::new(SamplerParams { temperature, seed: 3, ..Default::default() }).unwrap();
+        let mut start = open_session(&SMOLLM2, KvDType::F16);
+        start.set_sampler(sampler);
+        start.append(&tokens).unwrap();
+        let mut run = |how: &dyn Fn(usize) -> bool| {
+            let mut session = start.fork();
+            let tokens = generated(&mut batch, &mut session, 20, how);
+            (tokens, logits_of(&mut batch, &mut session))
+        };
+        let expected = run(&|_| false);
+        assert!(run(&|_| true) == expected, "chosen by the step at {temperature}");
+        assert!(run(&|i| i % 5 != 0) == expected, "in turns at {temperature}");
+    }
+}
+
+/// What was computed ahead is dropped when a session goes another way, or when others join it.
+#[test]
+fn steps_ahead_that_nobody_asks_for_change_nothing() {
+    let (tokens, mut batch) = (prose(40), Batch::new(&SMOLLM2));
+    let mut start = open_session(&SMOLLM2, KvDType::F16);
+    start.append(&tokens).unwrap();
+    let alone = generated(&mut batch, &mut start.fork(), 12, |_| false);
+    let (mut one, mut two) = (start.fork(), start.fork());
+    assert!(generated(&mut batch, &mut one, 6, |_| true) == alone[..6]);
+    one.truncate(tokens.len() + 3).unwrap();
+    one.append(&[9]).unwrap();
+    let other = generated(&mut batch, &mut one, 3, |_| true);
+    one.truncate(tokens.len()).unwrap();
+    let mut chosen = vec![Vec::new(), Vec::new()];
+    for _ in 0..12 {
+        let mut next = [0; 2];
+        let [first, second] = &mut next;
+        batch.step(&mut [Work::new(&mut one, Logits::Next(first)), Work::new(&mut two, Logits::Next(second))]).unwrap();
+        one.append(&next[..1]).unwrap();
+        two.append(&next[1..]).unwrap();
+        chosen.iter_mut().zip(next).for_each(|(chosen, token)| chosen.push(token));
+    }
+    assert!(chosen == [alone.clone(), alone.clone()], "{chosen:?} together, {alone:?} alone");
+    one.truncate(tokens.len() + 3).unwrap();
+    one.append(&[9]).unwrap();
+    assert!(generated(&mut batch, &mut one, 3, |i| i == 1) == other);
 }
 
 /// What a session holds, restored on another model of the same file.
