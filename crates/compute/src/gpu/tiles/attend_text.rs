@@ -23,8 +23,8 @@ const WARPS_MAX: u32 = 4;
 pub(super) const ROPE_WARPS: u32 = 4;
 /// Quads of a row of a tile of 16 scores or sums in workgroup memory; two are unused, as above.
 const TILE_ROW: u32 = 6;
-/// Blocks that are joined or skipped together.
-const JOINED: usize = 8;
+/// Threads of a workgroup for a block of a row that is alone.
+const ONE_THREADS: u32 = 4 * LANES;
 
 /// The constants of an attention.
 #[derive(Clone, Copy, Debug)]
@@ -131,10 +131,13 @@ var<workgroup> ps: array<vec4<f16>, {}>;
             let _ = writeln!(text, "  coopStoreT(c{n}, &sc[mine + {}u], {ROW}u);", n * 4);
         }
         text += "  subgroupBarrier();\n";
+        text += &eight(&|i| format!("  var x{i} = sc[own + {}u];\n", 2 * i));
+        text += "  if (low > 0 || high < 63) {\n";
         text += &eight(&|i| {
             let t = format!("(quad + vec4<i32>({}))", 8 * i);
-            format!("  var x{i} = select(vec4<f32>(LEAST), sc[own + {}u], ({t} >= vec4<i32>(low)) & ({t} <= vec4<i32>(high)));\n", 2 * i)
+            format!("    x{i} = select(vec4<f32>(LEAST), x{i}, ({t} >= vec4<i32>(low)) & ({t} <= vec4<i32>(high)));\n")
         });
+        text += "  }\n";
         text += "  var top = x0;\n";
         text += &(1..8).map(|i| format!("  top = max(top, x{i});\n")).collect::<String>();
         text += "  var mb = max(max(top.x, top.y), max(top.z, top.w));\n  mb = max(mb, subgroupShuffleXor(mb, 1u));\n";
@@ -325,8 +328,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         text + "  }\n"
     }
 
-    /// The kernel for one block of rows that are alone: bindings q, kv, places, ones, scratch. A subgroup has 16 of the tokens, and then
-    /// every fourth tile of the values' elements; all it needs is asked for before anything else.
+    /// The kernel for one block of rows that are alone: bindings q, kv, places, ones, scratch. A subgroup scores 16 of the tokens,
+    /// and then sums every fourth tile of the values' elements; keys and values are asked for before anything else.
     pub(super) fn ones_text(&self) -> String {
         let bindings = [
             ("q", "read> q: array<vec4<f16>>"),
@@ -337,11 +340,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         ];
         format!(
             "{head}{functions}
+var<workgroup> kvs: array<vec4<f16>, {block_quads}>;
 var<workgroup> sc: array<vec4<f32>, {scores_quads}>;
 var<workgroup> ps: array<vec4<f16>, {TILE}>;
 var<workgroup> tops: array<f32, 64>;
 var<workgroup> sums: array<f32, 64>;
-@compute @workgroup_size(128)
+@compute @workgroup_size({ONE_THREADS})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
   let count = ones[0];
   if (wg.z >= count) {{ return; }}
@@ -357,19 +361,19 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
   let quad = vec4<i32>(i32(16u * warp + 4u * h)) + vec4<i32>(0, 1, 2, 3);
   let kv_head = wg.y;
   let slot = places[places[2u + 2u * row] + b];
-  let keys = block_of(slot, 0u, kv_head) + warp * {tile_keys}u;
+  let keys = block_of(slot, 0u, kv_head);
   let values = block_of(slot, 1u, kv_head);
   let low = vec4<i32>(i32({start}) - i32(64u * b));
   let high = vec4<i32>(i32(position) - i32(64u * b));
   let to = ((wg.x * count + wg.z) * {heads}u + kv_head * {group}u + r) * {slot_quads}u;
-{queries}{load}{scores}{softmax}  if (r < {group}u && h == 0u && warp == 0u) {{ scratch[to + {quads}u] = vec4<f32>(mb, lb, 0.0, 0.0); }}
+{load}{queries}{scores}{softmax}  if (r < {group}u && h == 0u && warp == 0u) {{ scratch[to + {quads}u] = vec4<f32>(mb, lb, 0.0, 0.0); }}
 {gains}}}
 ",
             head = head(&bindings),
             functions = self.functions(),
             scores_quads = 4 * TILE_ROWS * TILE_ROW,
             tile_quads = TILE_ROWS * TILE_ROW,
-            tile_keys = 16 * self.quads(),
+            block_quads = TOKENS * self.row(),
             start = self.start("position"),
             heads = self.heads,
             group = self.group(),
@@ -378,7 +382,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             queries = self.queries(&format!("(row * {}u + kv_head * {}u) * {}u", self.heads, self.group(), self.quads()), self.quads()),
             load = self.one_load(),
             scores = self.one_scores(),
-            softmax = ONE_SOFTMAX,
+            softmax = ONE_SOFTMAX.replace("VALUES", &self.one_store("v")),
             gains = self.one_gains(),
         )
     }
@@ -388,37 +392,53 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         (self.head_dim / 16).div_ceil(4)
     }
 
-    /// A subgroup's keys and values, straight from where they are; surplus tiles repeat the last.
-    fn one_load(&self) -> String {
-        let (tiles, quads, mut text) = (self.head_dim / 16, self.quads(), String::new());
-        for t in 0..tiles {
-            let _ = writeln!(text, "  let k{t} = coopLoad<coop_mat16x16<f16, B>>(&kv[keys + {}u], {quads}u);", t * 4);
-        }
-        for j in 0..self.value_tiles() {
-            let _ = writeln!(text, "  let e{j} = min(warp + {}u, {}u) * 4u;", 4 * j, tiles - 1);
-            for t in 0..4 {
-                let at = format!("kv[values + e{j} + {}u]", t * 16 * quads);
-                let _ = writeln!(text, "  let v{j}_{t} = coopLoadT<coop_mat16x16<f16, B>>(&{at}, {quads}u);");
-            }
-        }
-        text
+    /// Quads of a token in workgroup memory for rows that are alone; two are unused, as above.
+    fn row(&self) -> u32 {
+        self.quads() + 2
     }
 
+    /// Quads of a block's keys that a thread loads for rows that are alone, and of its values.
+    fn one_quads(&self) -> u32 {
+        TOKENS * self.quads() / ONE_THREADS
+    }
+
+    fn one_load(&self) -> String {
+        let each = |name: &'static str, from: &'static str| {
+            (0..self.one_quads()).map(move |i| format!("  let {name}{i} = kv[{from} + lid + {}u];\n", i * ONE_THREADS))
+        };
+        each("k", "keys").chain(each("v", "values")).collect()
+    }
+
+    fn one_store(&self, name: &str) -> String {
+        let one = |i| {
+            let id = format!("(lid + {}u)", i * ONE_THREADS);
+            format!("  kvs[{id} / {0}u * {1}u + {id} % {0}u] = {name}{i};\n", self.quads(), self.row())
+        };
+        (0..self.one_quads()).map(one).collect()
+    }
+
+    /// A subgroup's scores. Then the values take the keys' place, which nobody reads after the first barrier of the softmax.
     fn one_scores(&self) -> String {
-        let mut text = "  var c = coop_mat16x16<f32, C>();\n".to_owned();
-        (0..self.head_dim / 16).for_each(|t| text += &format!("  c = coopMultiplyAdd(qa{t}, k{t}, c);\n"));
+        let mut text = self.one_store("k") + "  workgroupBarrier();\n  var c = coop_mat16x16<f32, C>();\n";
+        for t in 0..self.head_dim / 16 {
+            let key = format!("coopLoad<coop_mat16x16<f16, B>>(&kvs[warp * {}u + {}u], {}u)", 16 * self.row(), t * 4, self.row());
+            let _ = writeln!(text, "  c = coopMultiplyAdd(qa{t}, {key}, c);");
+        }
         text + &format!("  coopStoreT(c, &sc[mine], {TILE_ROW}u);\n  subgroupBarrier();\n")
     }
 
-    /// Sums of a block over values, to the scratch buffer.
+    /// Sums of a block over values, to the scratch buffer; surplus tiles repeat the last.
     fn one_gains(&self) -> String {
-        let mut text = String::new();
+        let (tiles, row, mut text) = (self.head_dim / 16, self.row(), String::new());
         for t in 0..4 {
             let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&ps[{}u], {ROW}u);", t * 4);
         }
         for j in 0..self.value_tiles() {
-            let _ = writeln!(text, "  var o{j} = coop_mat16x16<f32, C>();");
-            (0..4).for_each(|t| text += &format!("  o{j} = coopMultiplyAdd(pa{t}, v{j}_{t}, o{j});\n"));
+            let _ = writeln!(text, "  let e{j} = min(warp + {}u, {}u) * 4u;\n  var o{j} = coop_mat16x16<f32, C>();", 4 * j, tiles - 1);
+            for t in 0..4 {
+                let value = format!("coopLoadT<coop_mat16x16<f16, B>>(&kvs[e{j} + {}u], {row}u)", t * 16 * row);
+                let _ = writeln!(text, "  o{j} = coopMultiplyAdd(pa{t}, {value}, o{j});");
+            }
         }
         for j in 0..self.value_tiles() {
             let _ = writeln!(
@@ -449,13 +469,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         for i in 0..LANES {
             let at = format!("(min(b + {i}u, blocks - 1u) * step + which) * {}u + element", 4 * self.slot_quads());
             let _ = writeln!(read, "  let o{i} = scratch[{at}];");
-        }
-        for first in (0..LANES).step_by(JOINED) {
-            let _ = writeln!(gain, "  if (b + {first}u < blocks) {{");
-            for i in first..first + JOINED as u32 {
-                let _ = writeln!(gain, "    {{ let w = weights[mine + {i}u]; l = fma(l, w.x, w.z * w.y); o = fma(o, w.x, o{i} * w.y); }}");
-            }
-            gain += "  }\n";
+            let _ = writeln!(gain, "  {{ let w = weights[mine + {i}u]; l = fma(l, w.x, w.z * w.y); o = fma(o, w.x, o{i} * w.y); }}");
         }
         for by in [1, 2, 4, 8, 16] {
             let _ = writeln!(scan, "  {{ let up = subgroupShuffleUp(most, {by}u); most = max(most, select(LEAST, up, lane >= {by}u)); }}");
@@ -523,7 +537,7 @@ const ONE_SOFTMAX: &str = "  var x0 = select(vec4<f32>(LEAST), sc[own], (quad >=
   var sum = (t.x + t.y) + (t.z + t.w);
   sum = sum + subgroupShuffleXor(sum, 1u);
   if (h == 0u) { sums[warp * 16u + r] = sum; }
-  workgroupBarrier();
+VALUES  workgroupBarrier();
   let lb = ((sums[r] + sums[16u + r]) + sums[32u + r]) + sums[48u + r];
 ";
 
