@@ -9,6 +9,7 @@
 
 use super::super::{Binding, Dispatch, Gpu, GpuError, Heads, KernelSource};
 use super::attend_text::{Attend, ROPE_WARPS, TILE_ROWS, rope_store_text};
+use super::one_row::WORKGROUP_BYTES;
 use super::product::{bad, grid, room};
 use super::{Norm, padded_len};
 use crate::KV_BLOCK_TOKENS;
@@ -76,12 +77,19 @@ impl TileAttention {
         if !(scale > 0.0 && scale.is_finite()) || window == Some(0) {
             return Err(bad(&format!("a scale of {scale} or a window of {window:?}: both must be above zero")));
         }
-        Ok(TileAttention { shape: Attend { heads, kv_heads, head_dim, scale, window: window.unwrap_or(0) } })
+        let shape = Attend { heads, kv_heads, head_dim, scale, window: window.unwrap_or(0) };
+        if shape.one_bytes() > WORKGROUP_BYTES {
+            return Err(bad(&format!(
+                "{} query heads of {head_dim} elements to a KV head are more than workgroup memory takes",
+                shape.group()
+            )));
+        }
+        Ok(TileAttention { shape })
     }
 
-    /// Bytes of the queries of up to `rows` rows: f16 (row, head, head_dim), with rows to spare, as whole tiles are read.
+    /// Bytes of the queries of `rows` rows: f16 (row, head, head_dim).
     pub fn q_bytes(&self, rows: usize) -> usize {
-        2 * (rows + RUN_ROWS_MAX - 1) * self.row_len()
+        2 * rows * self.row_len()
     }
 
     /// Bytes of the outputs of `rows` rows: f16 (row, heads * head_dim padded to 256). The padding is left as it is.

@@ -23,8 +23,8 @@ const WARPS_MAX: u32 = 4;
 pub(super) const ROPE_WARPS: u32 = 4;
 /// Quads of a row of a tile of 16 scores or sums in workgroup memory; two are unused, as above.
 const TILE_ROW: u32 = 6;
-/// Blocks that are joined or skipped together.
-const JOINED: usize = 8;
+/// Threads of a workgroup for a block of a row that is alone.
+const ONE_THREADS: u32 = 4 * LANES;
 
 /// The constants of an attention.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +75,11 @@ impl Attend {
     /// Quads of a token's piece that a lane has of its row.
     fn lane_quads(&self) -> u32 {
         self.width() / 8
+    }
+
+    /// Bytes of workgroup memory that a block of rows that are alone takes.
+    pub(super) fn one_bytes(&self) -> u32 {
+        8 * (self.group() + TOKENS) * self.row() + 16 * 4 * TILE_ROWS * TILE_ROW + 8 * TILE + 2 * 4 * TOKENS
     }
 
     /// Quads of a slot of the scratch buffer: a head's sums, then its maximum and sum of probabilities.
@@ -131,10 +136,13 @@ var<workgroup> ps: array<vec4<f16>, {}>;
             let _ = writeln!(text, "  coopStoreT(c{n}, &sc[mine + {}u], {ROW}u);", n * 4);
         }
         text += "  subgroupBarrier();\n";
+        text += &eight(&|i| format!("  var x{i} = sc[own + {}u];\n", 2 * i));
+        text += "  if (low > 0 || high < 63) {\n";
         text += &eight(&|i| {
             let t = format!("(quad + vec4<i32>({}))", 8 * i);
-            format!("  var x{i} = select(vec4<f32>(LEAST), sc[own + {}u], ({t} >= vec4<i32>(low)) & ({t} <= vec4<i32>(high)));\n", 2 * i)
+            format!("    x{i} = select(vec4<f32>(LEAST), x{i}, ({t} >= vec4<i32>(low)) & ({t} <= vec4<i32>(high)));\n")
         });
+        text += "  }\n";
         text += "  var top = x0;\n";
         text += &(1..8).map(|i| format!("  top = max(top, x{i});\n")).collect::<String>();
         text += "  var mb = max(max(top.x, top.y), max(top.z, top.w));\n  mb = max(mb, subgroupShuffleXor(mb, 1u));\n";
@@ -172,10 +180,24 @@ var<workgroup> ps: array<vec4<f16>, {}>;
         text + "  }\n  subgroupBarrier();\n"
     }
 
-    /// Operand A: the rows' queries, `stride` quads from one to the next.
-    fn queries(&self, at: &str, stride: u32) -> String {
-        let one = |t| format!("  let qa{t} = coopLoadT<coop_mat16x16<f16, A>>(&q[{at} + {}u], {stride}u);\n", t * 4);
-        (0..self.head_dim / 16).map(one).collect()
+    /// Operand A: a run's queries, by way of where probabilities stand later. Surplus rows repeat the last.
+    fn run_queries(&self) -> String {
+        let (across, quads, mut text) = (self.width() / 4, self.quads(), String::new());
+        for piece in 0..self.pieces() {
+            for i in 0..TILE_ROWS * across / LANES {
+                let id = format!("(lane + {}u)", i * LANES);
+                let at = format!("((row0 + min({id} / {across}u, rows - 1u)) * {}u + head) * {quads}u", self.heads);
+                let from = format!("q[{at} + {id} % {across}u + {}u]", piece * across);
+                let _ = writeln!(text, "  ps[mine + {id} / {across}u * {ROW}u + {id} % {across}u] = {from};");
+            }
+            text += "  subgroupBarrier();\n";
+            for t in 0..self.width() / 16 {
+                let tile = piece * self.width() / 16 + t;
+                let _ = writeln!(text, "  let qa{tile} = coopLoadT<coop_mat16x16<f16, A>>(&ps[mine + {}u], {ROW}u);", t * 4);
+            }
+            text += "  subgroupBarrier();\n";
+        }
+        text
     }
 
     /// Reads a thread's share of a piece of keys (side 0) or values into registers.
@@ -262,7 +284,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             group = self.group(),
             group_last = self.group() - 1,
             start0 = self.start("position0"),
-            queries = self.queries(&format!("(row0 * {}u + head) * {}u", self.heads, self.quads()), self.heads * self.quads()),
+            queries = self.run_queries(),
             declare = self.declare(threads) + &self.declare_sums(),
             load0 = self.load(threads, "keys", 0),
             store0 = self.store(threads, 0),
@@ -325,8 +347,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         text + "  }\n"
     }
 
-    /// The kernel for one block of rows that are alone: bindings q, kv, places, ones, scratch. A subgroup has 16 of the tokens, and then
-    /// every fourth tile of the values' elements; all it needs is asked for before anything else.
+    /// The kernel for one block of rows that are alone: bindings q, kv, places, ones, scratch. A subgroup scores 16 of the tokens,
+    /// and then sums every fourth tile of the values' elements; keys and values are asked for before anything else.
     pub(super) fn ones_text(&self) -> String {
         let bindings = [
             ("q", "read> q: array<vec4<f16>>"),
@@ -337,11 +359,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         ];
         format!(
             "{head}{functions}
+var<workgroup> kvs: array<vec4<f16>, {block_quads}>;
 var<workgroup> sc: array<vec4<f32>, {scores_quads}>;
 var<workgroup> ps: array<vec4<f16>, {TILE}>;
 var<workgroup> tops: array<f32, 64>;
 var<workgroup> sums: array<f32, 64>;
-@compute @workgroup_size(128)
+@compute @workgroup_size({ONE_THREADS})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
   let count = ones[0];
   if (wg.z >= count) {{ return; }}
@@ -357,28 +380,27 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
   let quad = vec4<i32>(i32(16u * warp + 4u * h)) + vec4<i32>(0, 1, 2, 3);
   let kv_head = wg.y;
   let slot = places[places[2u + 2u * row] + b];
-  let keys = block_of(slot, 0u, kv_head) + warp * {tile_keys}u;
+  let keys = block_of(slot, 0u, kv_head);
   let values = block_of(slot, 1u, kv_head);
   let low = vec4<i32>(i32({start}) - i32(64u * b));
   let high = vec4<i32>(i32(position) - i32(64u * b));
   let to = ((wg.x * count + wg.z) * {heads}u + kv_head * {group}u + r) * {slot_quads}u;
-{queries}{load}{scores}{softmax}  if (r < {group}u && h == 0u && warp == 0u) {{ scratch[to + {quads}u] = vec4<f32>(mb, lb, 0.0, 0.0); }}
+{load}{scores}{softmax}  if (r < {group}u && h == 0u && warp == 0u) {{ scratch[to + {quads}u] = vec4<f32>(mb, lb, 0.0, 0.0); }}
 {gains}}}
 ",
             head = head(&bindings),
             functions = self.functions(),
             scores_quads = 4 * TILE_ROWS * TILE_ROW,
             tile_quads = TILE_ROWS * TILE_ROW,
-            tile_keys = 16 * self.quads(),
+            block_quads = (self.group() + TOKENS) * self.row(),
             start = self.start("position"),
             heads = self.heads,
             group = self.group(),
             slot_quads = self.slot_quads(),
             quads = self.quads(),
-            queries = self.queries(&format!("(row * {}u + kv_head * {}u) * {}u", self.heads, self.group(), self.quads()), self.quads()),
             load = self.one_load(),
             scores = self.one_scores(),
-            softmax = ONE_SOFTMAX,
+            softmax = ONE_SOFTMAX.replace("VALUES", &self.one_store("v")),
             gains = self.one_gains(),
         )
     }
@@ -388,37 +410,74 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         (self.head_dim / 16).div_ceil(4)
     }
 
-    /// A subgroup's keys and values, straight from where they are; surplus tiles repeat the last.
+    /// Quads of a token in workgroup memory for rows that are alone; two are unused, as above.
+    fn row(&self) -> u32 {
+        self.quads() + 2
+    }
+
+    /// Quads of a block's keys that a thread loads for rows that are alone, and of its values.
+    fn one_quads(&self) -> u32 {
+        TOKENS * self.quads() / ONE_THREADS
+    }
+
     fn one_load(&self) -> String {
-        let (tiles, quads, mut text) = (self.head_dim / 16, self.quads(), String::new());
-        for t in 0..tiles {
-            let _ = writeln!(text, "  let k{t} = coopLoad<coop_mat16x16<f16, B>>(&kv[keys + {}u], {quads}u);", t * 4);
-        }
-        for j in 0..self.value_tiles() {
-            let _ = writeln!(text, "  let e{j} = min(warp + {}u, {}u) * 4u;", 4 * j, tiles - 1);
-            for t in 0..4 {
-                let at = format!("kv[values + e{j} + {}u]", t * 16 * quads);
-                let _ = writeln!(text, "  let v{j}_{t} = coopLoadT<coop_mat16x16<f16, B>>(&{at}, {quads}u);");
-            }
-        }
+        let each = |name: &'static str, from: &'static str| {
+            (0..self.one_quads()).map(move |i| format!("  let {name}{i} = kv[{from} + lid + {}u];\n", i * ONE_THREADS))
+        };
+        let queries = format!("  let queries = (row * {}u + kv_head * {}u) * {}u;\n", self.heads, self.group(), self.quads());
+        let query = |i| format!("  let q{i} = q[queries + {}];\n", self.query(i));
+        let mut text = queries + &(0..self.query_quads()).map(query).collect::<String>();
+        each("k", "keys").chain(each("v", "values")).for_each(|line| text += &line);
         text
     }
 
+    /// Quads of a group's queries that a thread loads for rows that are alone.
+    fn query_quads(&self) -> u32 {
+        (self.group() * self.quads()).div_ceil(ONE_THREADS)
+    }
+
+    fn query(&self, i: u32) -> String {
+        share(i, ONE_THREADS, self.group() * self.quads())
+    }
+
+    /// Puts keys or values behind the queries.
+    fn one_store(&self, name: &str) -> String {
+        let (quads, row) = (self.quads(), self.row());
+        let one = |i| {
+            let id = format!("(lid + {}u)", i * ONE_THREADS);
+            format!("  kvs[{id} / {quads}u * {row}u + {id} % {quads}u + {}u] = {name}{i};\n", self.group() * row)
+        };
+        (0..self.one_quads()).map(one).collect()
+    }
+
+    /// A subgroup's scores; a tile of queries has keys for surplus rows. Then the values take the keys' place, which nobody reads after the first barrier of the softmax.
     fn one_scores(&self) -> String {
-        let mut text = "  var c = coop_mat16x16<f32, C>();\n".to_owned();
-        (0..self.head_dim / 16).for_each(|t| text += &format!("  c = coopMultiplyAdd(qa{t}, k{t}, c);\n"));
+        let (quads, row, mut text) = (self.quads(), self.row(), String::new());
+        for i in 0..self.query_quads() {
+            let _ = writeln!(text, "  {{ let id = {}; kvs[id / {quads}u * {row}u + id % {quads}u] = q{i}; }}", self.query(i));
+        }
+        text += &self.one_store("k");
+        text += "  workgroupBarrier();\n  var c = coop_mat16x16<f32, C>();\n";
+        for t in 0..self.head_dim / 16 {
+            let query = format!("coopLoadT<coop_mat16x16<f16, A>>(&kvs[{}u], {row}u)", t * 4);
+            let at = format!("warp * {}u + {}u", 16 * row, self.group() * row + t * 4);
+            let _ = writeln!(text, "  c = coopMultiplyAdd({query}, coopLoad<coop_mat16x16<f16, B>>(&kvs[{at}], {row}u), c);");
+        }
         text + &format!("  coopStoreT(c, &sc[mine], {TILE_ROW}u);\n  subgroupBarrier();\n")
     }
 
-    /// Sums of a block over values, to the scratch buffer.
+    /// Sums of a block over values, to the scratch buffer; surplus tiles repeat the last.
     fn one_gains(&self) -> String {
-        let mut text = String::new();
+        let (tiles, row, mut text) = (self.head_dim / 16, self.row(), String::new());
         for t in 0..4 {
             let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&ps[{}u], {ROW}u);", t * 4);
         }
         for j in 0..self.value_tiles() {
-            let _ = writeln!(text, "  var o{j} = coop_mat16x16<f32, C>();");
-            (0..4).for_each(|t| text += &format!("  o{j} = coopMultiplyAdd(pa{t}, v{j}_{t}, o{j});\n"));
+            let _ = writeln!(text, "  let e{j} = min(warp + {}u, {}u) * 4u;\n  var o{j} = coop_mat16x16<f32, C>();", 4 * j, tiles - 1);
+            for t in 0..4 {
+                let value = format!("coopLoadT<coop_mat16x16<f16, B>>(&kvs[e{j} + {}u], {row}u)", (self.group() + t * 16) * row);
+                let _ = writeln!(text, "  o{j} = coopMultiplyAdd(pa{t}, {value}, o{j});");
+            }
         }
         for j in 0..self.value_tiles() {
             let _ = writeln!(
@@ -436,6 +495,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         text
     }
 
+    /// Reads a lane's block of the 32 from one on, and a thread's element of all of them. What lies behind the last block counts nothing.
+    fn join_read(&self, declare: &str, from: &str) -> String {
+        let at = |block: &str| format!("(min({from} + {block}, blocks - 1u) * step + which) * {}u", 4 * self.slot_quads());
+        let stats = format!("scratch[{} + {}u", at("lane"), self.head_dim);
+        let mut text = format!("  {declare}_top = select(LEAST, {stats}], {from} + lane < blocks);\n  {declare}_sum = {stats} + 1u];\n");
+        (0..LANES).for_each(|i| text += &format!("  {declare}_o{i} = scratch[{} + element];\n", at(&format!("{i}u"))));
+        text
+    }
+
     /// The kernel that joins the blocks of rows that are alone, a thread an element: bindings scratch, places, ones, out. A lane weighs a
     /// block: the maximum of all before it is the same in whatever order it is found.
     pub(super) fn join_text(&self) -> String {
@@ -445,17 +513,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             ("ones", "read> ones: array<u32>"),
             ("out", "read_write> out: array<f16>"),
         ];
-        let (mut read, mut gain, mut scan) = (String::new(), String::new(), String::new());
+        let (mut gain, mut scan) = (String::new(), String::new());
+        let mut rotate = "  now_top = then_top;\n  now_sum = then_sum;\n".to_owned();
         for i in 0..LANES {
-            let at = format!("(min(b + {i}u, blocks - 1u) * step + which) * {}u + element", 4 * self.slot_quads());
-            let _ = writeln!(read, "  let o{i} = scratch[{at}];");
-        }
-        for first in (0..LANES).step_by(JOINED) {
-            let _ = writeln!(gain, "  if (b + {first}u < blocks) {{");
-            for i in first..first + JOINED as u32 {
-                let _ = writeln!(gain, "    {{ let w = weights[mine + {i}u]; l = fma(l, w.x, w.z * w.y); o = fma(o, w.x, o{i} * w.y); }}");
-            }
-            gain += "  }\n";
+            let _ = writeln!(gain, "  {{ let w = weights[mine + {i}u]; l = fma(l, w.x, w.z * w.y); o = fma(o, w.x, now_o{i} * w.y); }}");
+            let _ = writeln!(rotate, "  now_o{i} = then_o{i};");
         }
         for by in [1, 2, 4, 8, 16] {
             let _ = writeln!(scan, "  {{ let up = subgroupShuffleUp(most, {by}u); most = max(most, select(LEAST, up, lane >= {by}u)); }}");
@@ -478,17 +540,14 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
   var m = LEAST;
   var l = 0.0;
   var o = 0.0;
-  for (var b = 0u; b < blocks; b += 32u) {{
-  let at = (min(b + lane, blocks - 1u) * step + which) * {slot}u + {head_dim}u;
-  let top = select(LEAST, scratch[at], b + lane < blocks);
-  let sum = scratch[at + 1u];
-{read}  var most = max(m, top);
+{first}  for (var b = 0u; b < blocks; b += 32u) {{
+{next}  var most = max(m, now_top);
 {scan}  let before = select(subgroupShuffleUp(most, 1u), m, lane == 0u);
-  weights[lid] = vec4<f32>(power(before - most), power(top - most), sum, 0.0);
+  weights[lid] = vec4<f32>(power(before - most), power(now_top - most), now_sum, 0.0);
   m = subgroupShuffle(most, 31u);
   subgroupBarrier();
 {gain}  subgroupBarrier();
-  }}
+{rotate}  }}
   let inverse = 1.0 / l;
   if (lid < {head_dim}u) {{ out[row * {padded}u + wg.x * {head_dim}u + lid] = f16(clamp(o * inverse, -65504.0, 65504.0)); }}
 }}
@@ -499,7 +558,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             head_dim = self.head_dim,
             threads = self.head_dim.next_multiple_of(LANES),
             heads = self.heads,
-            slot = 4 * self.slot_quads(),
+            first = self.join_read("var now", "0u"),
+            next = self.join_read("let then", "(b + 32u)"),
             padded = super::padded_len((self.heads * self.head_dim) as usize),
         )
     }
@@ -523,7 +583,7 @@ const ONE_SOFTMAX: &str = "  var x0 = select(vec4<f32>(LEAST), sc[own], (quad >=
   var sum = (t.x + t.y) + (t.z + t.w);
   sum = sum + subgroupShuffleXor(sum, 1u);
   if (h == 0u) { sums[warp * 16u + r] = sum; }
-  workgroupBarrier();
+VALUES  workgroupBarrier();
   let lb = ((sums[r] + sums[16u + r]) + sums[32u + r]) + sums[48u + r];
 ";
 

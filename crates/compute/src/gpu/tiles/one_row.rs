@@ -12,7 +12,7 @@ use super::text::{CHUNK_QUADS, Epilogue, LANES, Weights, head, norm_bindings, no
 use std::fmt::Write as _;
 
 /// Workgroup memory that every device with cooperative matrices has.
-const WORKGROUP_BYTES: u32 = 48 << 10;
+pub(super) const WORKGROUP_BYTES: u32 = 48 << 10;
 /// The choices that decide speed and no bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tuning {
