@@ -5,7 +5,7 @@
 //! pool only numbers the slots; their bytes are the device's ([`ResidentKv`]).
 
 use crate::Error;
-use crate::gpu::ResidentKv;
+use crate::gpu::{Incoming, ResidentKv};
 use crate::limits::KV_POOL_BYTES_MAX;
 use driftwood_compute::gpu::{Gpu, Window};
 use driftwood_compute::{KV_BLOCK_TOKENS, KvDType, KvLayout};
@@ -34,6 +34,15 @@ impl Block {
             Block::Owned(slot) => slot.bytes(),
             Block::Mapped { view, .. } => view.bytes(),
         }
+    }
+
+    /// A mapped block on its way to a slot of a device.
+    fn incoming<'a>(&'a self, slot: &Slot) -> Incoming<'a> {
+        let hash = match self {
+            Block::Mapped { hash, verified, .. } if !verified.load(Ordering::Relaxed) => Some(*hash),
+            Block::Mapped { .. } | Block::Owned(_) => None,
+        };
+        Incoming { slot: slot.index(), bytes: self.bytes(), hash }
     }
 
     /// Checks a mapped block against its hash, once.
@@ -113,7 +122,8 @@ impl Kv {
         })
     }
 
-    /// Copies blocks that stand in mapped files, verified before, to where its own blocks are, for devices that read only those.
+    /// Copies blocks that stand in mapped files to where its own blocks are, for devices that read only those. What goes to a device's own
+    /// memory is verified on the way, everything else was before.
     pub(crate) fn make_owned(&mut self, threads: usize) -> Result<(), Error> {
         let mapped = self.blocks.iter_mut().filter(|block| matches!(***block, Block::Mapped { .. }));
         let mut copies = Vec::new();
@@ -122,7 +132,7 @@ impl Kv {
         }
         match &self.home.resident {
             Some(resident) => {
-                let blocks: Vec<_> = copies.iter().map(|(slot, block)| (slot.index(), block.bytes())).collect();
+                let blocks: Vec<_> = copies.iter().map(|(slot, block)| block.incoming(slot)).collect();
                 resident.upload(&blocks, threads)?;
             }
             None => copies.iter_mut().for_each(|(slot, block)| {
@@ -178,8 +188,8 @@ impl Kv {
                 resident.copy(from.index(), slot.index())?;
                 return Ok(slot);
             }
-            (Some(resident), Block::Mapped { view, .. }) => {
-                resident.upload(&[(slot.index(), view.bytes())], 1)?;
+            (Some(resident), mapped) => {
+                resident.upload(&[mapped.incoming(&slot)], 1)?;
                 return Ok(slot);
             }
             (None, _) => {}
@@ -202,8 +212,12 @@ impl Kv {
         }
     }
 
-    /// Checks every mapped block that has not been checked yet, on up to `threads` threads.
+    /// Checks every mapped block that has not been checked yet, on up to `threads` threads. [`Kv::make_owned`] checks those that go to a
+    /// device's own memory.
     pub(crate) fn verify(&self, threads: usize) -> Result<(), Error> {
+        if self.home.resident.is_some() {
+            return Ok(());
+        }
         let pending = |b: &&Arc<Block>| matches!(&***b, Block::Mapped { verified, .. } if !verified.load(Ordering::Relaxed));
         let pending_blocks = self.blocks.iter().filter(pending).count();
         if pending_blocks == 0 {
@@ -238,7 +252,7 @@ impl Kv {
             Some(resident) => {
                 let mut block = vec![0; self.layout.block_bytes()];
                 self.unpack(packed, tokens, &mut block);
-                resident.upload(&[(slot.index(), &block)], 1)?;
+                resident.upload(&[Incoming { slot: slot.index(), bytes: &block, hash: None }], 1)?;
             }
         }
         self.blocks.push(Arc::new(Block::Owned(slot)));

@@ -29,6 +29,8 @@ struct State {
     waiting: Vec<Change>,
     changes: u64,
     staging: Option<Staging>,
+    /// All layers of a slot on their way to another.
+    spare: Option<Buffer>,
 }
 
 /// What happens to slots before the next step reads them.
@@ -118,22 +120,33 @@ impl ResidentKv {
         if state.waiting.is_empty() {
             return Ok(());
         }
-        let mut encoder = self.gpu.encoder();
         let bytes = self.slot_bytes() as u64;
-        for change in state.waiting.drain(..) {
-            for layer in &state.layers {
-                match change {
-                    Change::Clear(slot) => encoder.clear_buffer(layer, slot as u64 * bytes, Some(bytes)),
-                    Change::Copy { from, to } => encoder.copy_buffer_to_buffer(layer, from as u64 * bytes, layer, to as u64 * bytes, bytes),
+        if state.spare.is_none() {
+            state.spare = Some(self.gpu.buffer("slot on its way", bytes * state.layers.len() as u64)?);
+        }
+        let State { layers, waiting, spare: Some(spare), .. } = state else { unreachable!("it was just made") };
+        let mut encoder = self.gpu.encoder();
+        for change in waiting.drain(..) {
+            let layers = layers.iter().zip((0..).step_by(bytes as usize));
+            match change {
+                Change::Clear(slot) => layers.for_each(|(layer, _)| encoder.clear_buffer(layer, slot as u64 * bytes, Some(bytes))),
+                Change::Copy { from, to } => {
+                    // A buffer cannot be copied to itself.
+                    layers.clone().for_each(|(layer, at)| encoder.copy_buffer_to_buffer(layer, from as u64 * bytes, spare, at, bytes));
+                    layers.for_each(|(layer, at)| encoder.copy_buffer_to_buffer(spare, at, layer, to as u64 * bytes, bytes));
                 }
             }
         }
         Ok(self.gpu.submit(encoder)?)
     }
 
-    /// Writes whole blocks, laid out as [`KvLayout`] says, into slots: as many as fit at a time through shared memory, filled by `threads`.
-    pub(crate) fn upload(&self, blocks: &[(usize, &[u8])], threads: usize) -> Result<(), Error> {
-        let Some(last) = blocks.iter().map(|(slot, _)| *slot).max() else { return Ok(()) };
+    /// Writes whole blocks, laid out as [`KvLayout`] says, into slots: as many as fit at a time through shared memory, filled and verified
+    /// by `threads`.
+    ///
+    /// # Errors
+    /// [`Error::AlteredKv`] if a block has not the hash that is given with it; the slots hold anything then.
+    pub(crate) fn upload(&self, blocks: &[Incoming<'_>], threads: usize) -> Result<(), Error> {
+        let Some(last) = blocks.iter().map(|block| block.slot).max() else { return Ok(()) };
         let mut state = self.state();
         self.reserve(&mut state, last + 1)?;
         self.make_changes(&mut state)?;
@@ -143,26 +156,26 @@ impl ResidentKv {
             let bytes = (STAGING_BYTES / 2).max(block_bytes);
             state.staging = Some(Staging { halves: [self.gpu.window(bytes)?, self.gpu.window(bytes)?] });
         }
-        let State { layers, staging, .. } = &mut *state;
-        let halves = &mut staging.as_mut().expect("it was just made").halves;
-        let at_once = halves[0].bytes().len() / block_bytes;
+        let State { layers, staging: Some(Staging { halves }), .. } = &mut *state else { unreachable!("it was just made") };
         let mut sent = [None, None];
+        let (at_once, mut intact) = (halves[0].bytes().len() / block_bytes, true);
         for (index, group) in blocks.chunks(at_once).enumerate() {
             let half = &mut halves[index % 2];
             if let Some(before) = sent[index % 2].take() {
                 self.gpu.wait_for(before)?;
             }
-            fill(half.bytes_mut(), block_bytes, group, threads);
+            intact &= fill(half.bytes_mut(), block_bytes, group, threads);
             let mut encoder = self.gpu.encoder();
-            for (at, (slot, _)) in group.iter().enumerate() {
-                self.each_layer(*slot, |layer, in_block, in_layer, bytes| {
+            for (at, block) in group.iter().enumerate() {
+                self.each_layer(block.slot, |layer, in_block, in_layer, bytes| {
                     let from = (at * block_bytes) as u64 + in_block;
                     encoder.copy_buffer_to_buffer(half.buffer(), from, &layers[layer], in_layer, bytes);
                 });
             }
             sent[index % 2] = Some(self.gpu.submit_numbered(encoder)?);
         }
-        sent.into_iter().flatten().try_for_each(|before| Ok(self.gpu.wait_for(before)?))
+        sent.into_iter().flatten().try_for_each(|before| self.gpu.wait_for(before))?;
+        if intact { Ok(()) } else { Err(Error::AlteredKv) }
     }
 
     /// Reads slots into shared memory, one block behind the other as [`KvLayout`] lays them out.
@@ -197,16 +210,28 @@ impl ResidentKv {
     }
 }
 
-/// Copies blocks side by side, on several threads.
-fn fill(to: &mut [u8], block_bytes: usize, blocks: &[(usize, &[u8])], threads: usize) {
+/// A block on its way in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Incoming<'a> {
+    pub(crate) slot: usize,
+    pub(crate) bytes: &'a [u8],
+    /// What the bytes must hash to, unless they have been checked.
+    pub(crate) hash: Option<[u8; 32]>,
+}
+
+/// Copies blocks side by side, on several threads, and hashes them while they are in the cache; false if one was altered.
+fn fill(to: &mut [u8], block_bytes: usize, blocks: &[Incoming<'_>], threads: usize) -> bool {
     let share = blocks.len().div_ceil(threads.max(1)).max(1);
     std::thread::scope(|scope| {
-        for (to, blocks) in to.chunks_mut(share * block_bytes).zip(blocks.chunks(share)) {
-            scope.spawn(move || {
-                for (to, (_, block)) in to.chunks_mut(block_bytes).zip(blocks) {
-                    to[..block_bytes].copy_from_slice(&block[..block_bytes]);
-                }
-            });
-        }
-    });
+        let shares = to.chunks_mut(share * block_bytes).zip(blocks.chunks(share));
+        let running: Vec<_> = shares.map(|(to, blocks)| scope.spawn(move || fill_share(to, block_bytes, blocks))).collect();
+        running.into_iter().fold(true, |intact, share| share.join().expect("copying does not panic") && intact)
+    })
+}
+
+fn fill_share(to: &mut [u8], block_bytes: usize, blocks: &[Incoming<'_>]) -> bool {
+    to.chunks_mut(block_bytes).zip(blocks).fold(true, |intact, (to, block)| {
+        to.copy_from_slice(&block.bytes[..block_bytes]);
+        intact && block.hash.is_none_or(|hash| *blake3::hash(to).as_bytes() == hash)
+    })
 }
