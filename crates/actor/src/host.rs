@@ -4,6 +4,7 @@ use crate::actor::{Actor, Body, check_settings};
 use crate::delivery::Delivery;
 use crate::desk::{Desk, Interrupt, SharedDesk, lock};
 use crate::instance::Instance;
+use crate::kernels::Kernels;
 use crate::limits::{ACTORS_MAX, Limits};
 use crate::models::{ModelResolver, Models};
 use crate::parked::Slot;
@@ -116,8 +117,8 @@ impl Host {
         })
     }
 
-    /// Has matrix products of guests computed on a GPU from now on, in the guests' own memory where it can be shared. After the GPU was
-    /// lost, give it another.
+    /// Has guests compute on a GPU from now on, in their own memory where it can be shared. A GPU that is lost is opened again when a
+    /// guest next asks for it.
     pub fn set_gpu(&mut self, gpu: Arc<Gpu>) {
         self.models.set_gpu(gpu);
     }
@@ -311,6 +312,7 @@ impl Host {
             slot: Slot::default(),
             logits: Vec::new(),
             products: ComputeReport::default(),
+            kernels: Kernels::default(),
         }))
     }
 

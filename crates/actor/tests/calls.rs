@@ -35,6 +35,7 @@ struct Places {
     options: u32,
     stops: u32,
     foreign_token: u32,
+    wild_range: u32,
 }
 
 fn setting_up(script: &mut Script) -> Places {
@@ -49,6 +50,7 @@ fn setting_up(script: &mut Script) -> Places {
         options: script.data(&words(&[0, 8])),
         stops: script.data(&words(&[0, 0, FREE, 1])),
         foreign_token: script.data(&words(&[VOCABULARY])),
+        wild_range: script.data(&words(&[WILD, 32])),
     };
     script.call("session_open", &[0, 0, 0, 0]).call("session_open", &[0, 0, 0, 8]).call("append", &[SESSION, tokens, 4]);
     places
@@ -93,6 +95,12 @@ fn table(p: &Places) -> Vec<(&'static str, Vec<u32>, i32)> {
         ("generate", vec![SESSION, p.options], BAD_ARGUMENT), ("generate", vec![SESSION, p.stops], BAD_ARGUMENT),
         ("matmul", vec![WILD, FREE, FREE, 1, 1, 1], OUT_OF_BOUNDS), ("matmul", vec![FREE, FREE, FREE + 64, 0x10000, 0x10000, 1], OUT_OF_BOUNDS),
         ("matmul", vec![FREE, FREE, FREE, 4, 4, 4], BAD_ARGUMENT), ("matmul", vec![FREE, FREE + 2, FREE + 64, 1, 1, 1], BAD_ARGUMENT),
+        ("dispatch", vec![0, 0, 0, 0, WILD], OUT_OF_BOUNDS), ("dispatch", vec![0, 0, 0, 0, END - 12], OUT_OF_BOUNDS),
+        ("dispatch", vec![0, 0, 0, 0, FREE + 2], BAD_ARGUMENT), ("dispatch", vec![WILD, 32, 0, 0, FREE], OUT_OF_BOUNDS),
+        ("dispatch", vec![FREE, 65_537, 0, 0, FREE], LIMIT), ("dispatch", vec![p.bad_text, 2, 0, 0, FREE], BAD_TEXT),
+        ("dispatch", vec![0, 0, FREE, 9, FREE], LIMIT), ("dispatch", vec![0, 0, FREE, 0xffff_ffff, FREE], LIMIT),
+        ("dispatch", vec![0, 0, FREE + 2, 1, FREE], BAD_ARGUMENT), ("dispatch", vec![0, 0, END - 8, 2, FREE], OUT_OF_BOUNDS),
+        ("dispatch", vec![0, 0, p.wild_range, 1, FREE], OUT_OF_BOUNDS),
         ("matmul", vec![FREE, FREE, FREE + 64, 4, 4, 4], 0), ("matmul", vec![FREE, FREE, FREE + 4, 0, 9, 9], 0),
     ];
     for name in ["prefill", "append"] {

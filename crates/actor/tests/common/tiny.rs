@@ -81,7 +81,7 @@ pub fn spawn_caller(host: &mut Host, name: &str) {
 }
 
 /// Names of host functions in the order of `call_any`.
-pub const NAMES: [&str; 26] = [
+pub const NAMES: [&str; 27] = [
     "receive",
     "reply",
     "log",
@@ -108,6 +108,7 @@ pub const NAMES: [&str; 26] = [
     "next",
     "generate",
     "matmul",
+    "dispatch",
 ];
 
 /// A message for `call_any`: records of a function's number and its arguments.
