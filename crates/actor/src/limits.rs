@@ -95,7 +95,7 @@ pub const MATMUL_PRODUCTS_MAX: u64 = 1 << 33;
 pub const KERNELS_MAX: usize = 8;
 /// Cost of one `dw_dispatch`, in units of about one scalar operation. The host waits for it, and so do other actors.
 pub const DISPATCH_COST_MAX: u64 = 1 << 36;
-/// The same, on a device that is a program on the processor.
+/// The same, on a device that is a program on the processor: under half a second on two cores.
 pub const SOFTWARE_DISPATCH_COST_MAX: u64 = 1 << 32;
 
 /// Fuel of every host call.
