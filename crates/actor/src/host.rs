@@ -335,7 +335,11 @@ impl Host {
 
     /// The scratch memory of a model's steps.
     pub(crate) fn batch(&mut self, model: &Arc<Model>) -> &mut Batch {
-        self.batches.entry(Arc::as_ptr(model) as usize).or_insert_with(|| Batch::new(model))
+        let key = Arc::as_ptr(model) as usize;
+        if !self.batches.contains_key(&key) {
+            self.batches.retain(|_, batch| !batch.model().is_lost());
+        }
+        self.batches.entry(key).or_insert_with(|| Batch::new(model))
     }
 }
 

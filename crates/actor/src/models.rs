@@ -46,11 +46,10 @@ impl Models {
         *self.gpu.lock().unwrap_or_else(PoisonError::into_inner) = Some(gpu);
     }
 
-    /// A model by name. One whose GPU was lost is opened again; sessions on the old one stay lost.
+    /// A model by name. One whose GPU was lost is opened again.
     pub(crate) fn get(&self, name: &str) -> Result<Arc<Model>, Error> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let lost = |model: &Model| model.device().gpu.as_ref().is_some_and(|gpu| gpu.is_lost());
-        if let Some(model) = open.get(name).filter(|model| !lost(model)) {
+        if let Some(model) = open.get(name).filter(|model| !model.is_lost()) {
             return Ok(model.clone());
         }
         let resolver = self.resolver.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,7 +6,7 @@ mod tiny;
 
 use driftwood_actor::{Error, Exactness, Existing, Host, ThawOptions};
 use driftwood_compute::gpu::Gpu;
-use tiny::{CONTEXT, Script, VOCABULARY, host, limits, spawn_caller};
+use tiny::{CONTEXT, Script, VOCABULARY, host, host_on, limits, spawn_caller};
 
 const OUT_OF_BOUNDS: i32 = -1;
 const BAD_ARGUMENT: i32 = -2;
@@ -17,6 +17,7 @@ const CONTEXT_FULL: i32 = -6;
 const TOKEN_LIMIT: i32 = -7;
 const BAD_TEXT: i32 = -8;
 const NOT_FOUND: i32 = -9;
+const MODEL_ERROR: i32 = -11;
 
 /// A pointer whose range wraps around, two free pages, and the end of memory.
 const WILD: u32 = 0xffff_fff0;
@@ -148,7 +149,10 @@ fn check_table(mut host: Host) {
 
 /// A host with an actor that has sessions 1 and 2: a fork, sharing 70 of its 80 tokens.
 fn with_sessions(seed: u32) -> Host {
-    let mut host = host(seed);
+    with_sessions_in(host(seed))
+}
+
+fn with_sessions_in(mut host: Host) -> Host {
     spawn_caller(&mut host, "a");
     let mut script = Script::default();
     let tokens = script.data(&[5, 0, 0, 0, 6, 0, 0, 0, 7, 0, 0, 0]);
@@ -201,6 +205,20 @@ fn another_model_is_refused_or_prefilled_again() {
     let mut fresh = with_sessions(2);
     let (expected, got) = (go_on(&mut fresh, "a"), go_on(&mut other, "b"));
     assert_eq!(got[..8], expected[..8], "as if it had always been on this model");
+}
+
+/// The message that finds the GPU lost hears of it; in the next one the sessions go on, as if nothing had happened.
+#[test]
+fn sessions_outlive_a_lost_gpu() {
+    let gpu = || Gpu::open(None).expect("this test needs a Vulkan driver: apt install mesa-vulkan-drivers");
+    let expected = go_on(&mut with_sessions_in(host_on(1, Some(gpu()))), "a");
+    let lost = gpu();
+    let mut host = with_sessions_in(host_on(1, Some(lost.clone())));
+    lost.device().destroy();
+    let mut next = Script::default();
+    assert_eq!(next.call("next", &[SESSION]).run(&mut host, "a").unwrap(), [MODEL_ERROR]);
+    assert!(lost.is_lost());
+    assert_eq!(go_on(&mut host, "a"), expected);
 }
 
 #[test]
