@@ -289,6 +289,27 @@ fn limits_end_a_guest_that_dispatches_for_ever() {
     check_after(&mut host, "the fuel", &other);
 }
 
+/// Without a loop or a call of its own a guest never meets the clock between two dispatches: each must look at it.
+#[test]
+fn the_wall_ends_a_long_line_of_dispatches() {
+    let line = "(drop (call $dispatch (i32.const 1024) (i32.const LENGTH) (i32.const 16) (i32.const 1) (i32.const 0)))".repeat(1000);
+    let text = kernel("loop { out[id.x] += 1u; }");
+    let line = line.replace("LENGTH", &text.len().to_string());
+    let module = format!(
+        r#"(module (import "driftwood" "dispatch" (func $dispatch (param i32 i32 i32 i32 i32) (result i32))) (memory (export "memory") 1)
+             (data (i32.const 0) "\20\00\00\00\01\00\00\00\01\00\00\00\00\00\00\00\00\40\00\00\00\40\00\00") (data (i32.const 1024) "{}")
+             (func (export "driftwood_abi") (result i32) (i32.const 1)) (func (export "handle") (result i32) {line} (i32.const 0)))"#,
+        text.replace('\n', " ")
+    );
+    let mut host = host();
+    let limits = Limits { wall: Duration::from_millis(200), ..limits() };
+    spawn(&mut host, "line", wat::parse_str(module).unwrap().into(), limits, &[]).unwrap();
+    let started = Instant::now();
+    assert_eq!(send(&mut host, "line", "").unwrap_err().kind(), "limit_wall");
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    check_doubled(&mut host, "a");
+}
+
 /// Fuel follows from the call, not from whether the kernel was compiled before: a snapshot does not hold that.
 #[test]
 fn fuel_does_not_depend_on_the_past() {
