@@ -224,11 +224,14 @@ impl Gpu {
 
     /// The failure that wgpu reported since the last call, if any. A loss stays.
     pub(super) fn check(&self) -> Result<(), GpuError> {
+        if lock(&self.failure).is_none() {
+            return Ok(());
+        }
+        let _ = self.device.poll(wgpu::PollType::Poll); // a lost device may refuse work before the news of its loss comes
         let mut failure = lock(&self.failure);
         match &*failure {
-            None => Ok(()),
             Some(lost @ GpuError::Lost { .. }) => Err(lost.clone()),
-            Some(_) => Err(failure.take().expect("it was just seen")),
+            _ => failure.take().map_or(Ok(()), Err),
         }
     }
 }
