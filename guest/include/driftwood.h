@@ -32,13 +32,16 @@ typedef enum dw_error {
   DW_BAD_ARGUMENT = -2,    /* a value that the function does not take */
   DW_NO_SUCH_SESSION = -3, /* the handle is not open */
   DW_NO_SUCH_MODEL = -4,   /* this host has no model of that name, or this actor may not use it */
-  DW_LIMIT = -5,           /* the actor's limit of sessions or KV memory is reached */
+  DW_LIMIT = -5,           /* a limit is reached: the actor's of sessions or KV memory, or the host's of kernels */
   DW_CONTEXT_FULL = -6,    /* the session's context has no room for what was asked */
   DW_TOKEN_LIMIT = -7,     /* this message's limit of tokens is reached */
   DW_BAD_TEXT = -8,        /* text that is not UTF-8, or JSON of another form */
   DW_NOT_FOUND = -9,       /* no such setting */
   DW_INTERRUPTED = -10,    /* the user asked to end this reply; keep what there is and return */
-  DW_MODEL_ERROR = -11     /* the host failed to compute; the log says why */
+  DW_MODEL_ERROR = -11,    /* the host failed to compute; the log says why */
+  DW_NO_GPU = -12,         /* this host has no GPU, or none that can share the actor's memory */
+  DW_BAD_KERNEL = -13,     /* no WGSL, or a kernel that the host does not let through; the log says why */
+  DW_UNALIGNED = -14       /* a binding that does not begin at a multiple of DW_BINDING_ALIGN or has no multiple of 4 bytes */
 } dw_error;
 
 /* --- messages ------------------------------------------------------------------------------------------------------- */
@@ -170,5 +173,26 @@ DW_IMPORT(generate) int32_t dw_generate(int32_t session, dw_generate_options *op
 
 /* c (m, n) = a (m, k) times b (k, n), f32, row-major, all three in linear memory; c overlaps neither. */
 DW_IMPORT(matmul) int32_t dw_matmul(const float *a, const float *b, float *c, uint32_t m, uint32_t k, uint32_t n);
+
+#define DW_BINDING_ALIGN 256 /* bindings begin at multiples of this */
+
+/* A range of linear memory that a kernel works on. */
+typedef struct dw_binding {
+  uint32_t offset; /* a multiple of DW_BINDING_ALIGN */
+  uint32_t length; /* bytes, a multiple of 4 */
+} dw_binding;
+
+typedef struct dw_grid {
+  uint32_t x, y, z;     /* workgroups, at most 65535 each */
+  uint32_t loop_budget; /* iterations of loops that each invocation may run, at most and by default (0) 65536; then loops end */
+} dw_grid;
+
+/* Runs a kernel on the GPU, in linear memory: one text (ASCII but in comments) of WGSL with one entry point, `@compute fn main`. Its
+ * buffers are `var<storage>` in group 0, at most 8, numbered from 0; binding i is buffer i. It reads and writes nothing else: an index
+ * beyond a binding reaches some element of it, or none. A binding that the kernel may write overlaps no other. Workgroup memory starts
+ * as zeros. Barriers stand where all invocations of a workgroup are sure to meet them: outside of loops, but those that run a constant
+ * number of times. The fuel follows from the grid, the loop budget and the text, not from what the kernel does. */
+DW_IMPORT(dispatch) int32_t dw_dispatch(const char *wgsl, uint32_t wgsl_length, const dw_binding *bindings, uint32_t binding_count,
+                                        const dw_grid *grid);
 
 #endif

@@ -32,7 +32,7 @@ pub(crate) fn type_text<T: fmt::Display>(parameters: impl Iterator<Item = T>, re
 }
 
 /// Every function of the contract: name, number of i32 parameters, result.
-pub(crate) const FUNCTIONS: [(&str, usize, &str); 26] = [
+pub(crate) const FUNCTIONS: [(&str, usize, &str); 27] = [
     ("receive", 2, "i32"),
     ("reply", 2, "i32"),
     ("log", 3, "i32"),
@@ -59,6 +59,7 @@ pub(crate) const FUNCTIONS: [(&str, usize, &str); 26] = [
     ("next", 1, "i32"),
     ("generate", 2, "i32"),
     ("matmul", 6, "i32"),
+    ("dispatch", 5, "i32"),
 ];
 
 /// The signature of a function of the contract.
@@ -81,6 +82,9 @@ pub(crate) enum Refused {
     NotFound = -9,
     Interrupted = -10,
     ModelError = -11,
+    NoGpu = -12,
+    BadKernel = -13,
+    Unaligned = -14,
 }
 
 /// `dw_finish`: why a generation ended.
@@ -152,6 +156,22 @@ pub(crate) struct GenerateOptions {
     pub out_finish: u32,
 }
 
+/// `dw_binding`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Binding {
+    pub offset: u32,
+    pub length: u32,
+}
+
+/// `dw_grid`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Grid {
+    pub workgroups: [u32; 3],
+    pub loop_budget: u32,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +211,9 @@ mod tests {
             ("NOT_FOUND", NotFound),
             ("INTERRUPTED", Interrupted),
             ("MODEL_ERROR", ModelError),
+            ("NO_GPU", NoGpu),
+            ("BAD_KERNEL", BadKernel),
+            ("UNALIGNED", Unaligned),
         ];
         for (name, error) in errors {
             has(format!("DW_{name} = {}", error as i32));

@@ -54,6 +54,7 @@ impl Actor {
         let limits = message.limits.unwrap_or_else(|| self.limits.clone());
         check_bytes(&message.bytes, &limits)?;
         check_settings(&message.settings, &limits)?;
+        lock(&self.desk).renew_lost_sessions()?;
         let image = self.image();
         let mut instance = self.wake(runtime, image.as_deref(), &limits)?;
         instance.set_memory_limit(limits.memory_bytes);

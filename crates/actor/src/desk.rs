@@ -4,6 +4,7 @@
 //! [`Turn`] is what belongs to the message being handled; everything else is state that a snapshot holds.
 
 use crate::abi::Refused;
+use crate::kernels::Kernels;
 use crate::limits::{LOG_LINE_BYTES_MAX, Limits};
 use crate::models::Models;
 use crate::parked::Slot;
@@ -57,6 +58,8 @@ pub(crate) struct Desk {
     pub logits: Vec<f32>,
     /// Where its matrix products were computed.
     pub products: ComputeReport,
+    /// Kernels that it brought.
+    pub kernels: Kernels,
 }
 
 /// A desk as its two users hold it.

@@ -149,6 +149,15 @@ pub enum Error {
         /// The engine's message.
         why: String,
     },
+    /// A kernel that the guest brought, or its dispatch, is refused.
+    #[error("the guest's dispatch is refused: {0}")]
+    Kernel(#[from] driftwood_compute::gpu::GuestKernelError),
+    /// The guest asked for a GPU.
+    #[error("the guest needs a GPU that can share its memory, and this host has none: {why}; choose one with --device gpu")]
+    NoGpu {
+        /// What is missing.
+        why: String,
+    },
     /// The model is another one than the snapshot's.
     #[error(
         "the snapshot was made with another model `{model}` (fingerprint {stored}, here {here}); thaw with --reprefill to compute its context again"
@@ -228,6 +237,8 @@ impl Error {
             Error::NoSuchModel { .. } => "no_such_model",
             Error::Engine(_) => "engine",
             Error::Compute { .. } => "compute",
+            Error::Kernel(_) => "kernel",
+            Error::NoGpu { .. } => "no_gpu",
             Error::OtherModel { .. } => "other_model",
             Error::OtherVocabulary { .. } => "other_vocabulary",
             Error::Unthawable { .. } => "unthawable",

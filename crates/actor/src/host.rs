@@ -4,6 +4,7 @@ use crate::actor::{Actor, Body, check_settings};
 use crate::delivery::Delivery;
 use crate::desk::{Desk, Interrupt, SharedDesk, lock};
 use crate::instance::Instance;
+use crate::kernels::Kernels;
 use crate::limits::{ACTORS_MAX, Limits};
 use crate::models::{ModelResolver, Models};
 use crate::parked::Slot;
@@ -116,8 +117,8 @@ impl Host {
         })
     }
 
-    /// Has matrix products of guests computed on a GPU from now on, in the guests' own memory where it can be shared. After the GPU was
-    /// lost, give it another.
+    /// Has guests compute on a GPU from now on, in their own memory where it can be shared. A GPU that is lost is opened again when a
+    /// guest next asks for it.
     pub fn set_gpu(&mut self, gpu: Arc<Gpu>) {
         self.models.set_gpu(gpu);
     }
@@ -312,6 +313,7 @@ impl Host {
             token: 0,
             logits: Vec::new(),
             products: ComputeReport::default(),
+            kernels: Kernels::default(),
         }))
     }
 
@@ -334,7 +336,11 @@ impl Host {
 
     /// The scratch memory of a model's steps.
     pub(crate) fn batch(&mut self, model: &Arc<Model>) -> &mut Batch {
-        self.batches.entry(Arc::as_ptr(model) as usize).or_insert_with(|| Batch::new(model))
+        let key = Arc::as_ptr(model) as usize;
+        if !self.batches.contains_key(&key) {
+            self.batches.retain(|_, batch| !batch.model().is_lost());
+        }
+        self.batches.entry(key).or_insert_with(|| Batch::new(model))
     }
 }
 

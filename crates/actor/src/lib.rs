@@ -10,7 +10,7 @@
 //! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing.
 //! - `delivery.rs` is the step loop, `actor.rs` the transaction, `parked.rs` where a waiting guest and a step meet.
 //! - `calls/` are the host functions, `abi.rs` their types, `memory.rs` the border at which a guest's numbers are checked, `desk.rs` and
-//!   `sessions.rs` what they work on, `products.rs` where a guest's matrix products are computed.
+//!   `sessions.rs` what they work on, `products.rs` where a guest's matrix products are computed, `kernels.rs` the kernels that it brought.
 //! - `admit.rs` and `instrument.rs` decide about modules, `runtime.rs`, `instance.rs` and `linear.rs` are Wasmtime's side.
 //!
 //! Files with `unsafe`: `linear.rs`, `parked.rs`. What is absent: this crate knows no terminal and no HTTP, and no thread of its own runs
@@ -29,6 +29,7 @@ mod error;
 mod host;
 mod instance;
 mod instrument;
+mod kernels;
 pub mod limits;
 #[allow(unsafe_code)] // the two traits by which Wasmtime takes memory from us
 mod linear;

@@ -91,6 +91,12 @@ pub const STOPS_MAX: usize = 32;
 pub const STOP_BYTES_MAX: usize = 1024;
 /// Multiplications of one `dw_matmul`.
 pub const MATMUL_PRODUCTS_MAX: u64 = 1 << 33;
+/// Kernels of an actor that stay compiled.
+pub const KERNELS_MAX: usize = 8;
+/// Cost of one `dw_dispatch`, in units of about one scalar operation. The host waits for it, and so do other actors.
+pub const DISPATCH_COST_MAX: u64 = 1 << 36;
+/// The same, on a device that is a program on the processor: under half a second on two cores.
+pub const SOFTWARE_DISPATCH_COST_MAX: u64 = 1 << 32;
 
 /// Fuel of every host call.
 pub const CALL_FUEL: u64 = 100;
@@ -98,3 +104,8 @@ pub const CALL_FUEL: u64 = 100;
 pub const TEXT_BYTE_FUEL: u64 = 16;
 /// Multiplications of a `dw_matmul` for one unit of fuel.
 pub const PRODUCTS_PER_FUEL: u64 = 8;
+/// Fuel of every `dw_dispatch`: its way to the device and back. It does not depend on whether the kernel was compiled already, which a
+/// snapshot does not hold.
+pub const DISPATCH_FUEL: u64 = 1_000_000;
+/// Operations of a `dw_dispatch`, by the bound on its cost, for one unit of fuel.
+pub const OPERATIONS_PER_FUEL: u64 = 8;

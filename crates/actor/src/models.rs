@@ -31,23 +31,31 @@ impl Models {
         &self.device.cpu
     }
 
-    /// What products of guests are computed on, if it is not the processor.
+    /// What guests compute on, if it is not the processor. One that was lost is opened again; if that fails, it stays lost.
     pub(crate) fn gpu(&self) -> Option<Arc<Gpu>> {
-        self.gpu.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut gpu = self.gpu.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lost) = gpu.as_ref().filter(|gpu| gpu.is_lost())
+            && let Ok(again) = lost.reopen()
+        {
+            *gpu = Some(again);
+        }
+        gpu.clone()
     }
 
     pub(crate) fn set_gpu(&self, gpu: Arc<Gpu>) {
         *self.gpu.lock().unwrap_or_else(PoisonError::into_inner) = Some(gpu);
     }
 
+    /// A model by name. One whose GPU was lost is opened again.
     pub(crate) fn get(&self, name: &str) -> Result<Arc<Model>, Error> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(model) = open.get(name) {
+        if let Some(model) = open.get(name).filter(|model| !model.is_lost()) {
             return Ok(model.clone());
         }
         let resolver = self.resolver.lock().unwrap_or_else(PoisonError::into_inner);
         let path = resolver(name).map_err(|why| Error::NoSuchModel { name: name.to_owned(), why })?;
-        let model = Model::open(name, &path, self.device.clone())?;
+        let gpu = self.device.gpu.as_ref().and_then(|_| self.gpu());
+        let model = Model::open(name, &path, Device { gpu, ..self.device.clone() })?;
         open.insert(name.to_owned(), model.clone());
         Ok(model)
     }

@@ -19,7 +19,7 @@ pub enum GpuPath {
     Processor,
 }
 
-/// What became of an actor's products since it came into this host, failed messages included.
+/// What became of an actor's products and kernels since it came into this host, failed messages included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ComputeReport {
     /// Products computed on the GPU in the guest's own memory.
@@ -28,7 +28,9 @@ pub struct ComputeReport {
     pub copied: u64,
     /// Products computed on the processor.
     pub processor: u64,
-    /// Where the last one was computed.
+    /// Kernels of its own that ran on the GPU, in its own memory.
+    pub dispatched: u64,
+    /// Where the last product was computed.
     pub last: Option<GpuPath>,
     /// Why the last one that a GPU was there for was not shared.
     pub why: Option<String>,

@@ -4,7 +4,7 @@ use crate::Error;
 use crate::abi::Refused;
 use crate::desk::Desk;
 use driftwood_compute::KV_BLOCK_TOKENS;
-use driftwood_engine::Session;
+use driftwood_engine::{Session, SessionOptions};
 use std::collections::BTreeMap;
 
 /// An open session.
@@ -77,6 +77,23 @@ impl Sessions {
 }
 
 impl Desk {
+    /// Opens sessions again whose model's GPU was lost, and the model with them: their tokens are evaluated anew when they are needed.
+    ///
+    /// # Errors
+    /// If the model cannot be opened again.
+    pub(crate) fn renew_lost_sessions(&mut self) -> Result<(), Error> {
+        for entry in self.sessions.open.values_mut().filter(|entry| entry.session.model().is_lost()) {
+            let lost = &entry.session;
+            let model = self.models.get(lost.model().name())?;
+            let options = SessionOptions { kv: lost.kv_layout().dtype, context_max: lost.context_max() };
+            let mut session = Session::open(&model, options)?;
+            session.append(lost.tokens())?;
+            session.set_sampler(lost.sampler().clone());
+            entry.session = session;
+        }
+        Ok(())
+    }
+
     /// Whether one more session may be opened.
     pub(crate) fn check_session_count(&mut self) -> Result<(), Refused> {
         let limit = self.turn().limits.sessions;

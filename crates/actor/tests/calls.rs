@@ -6,7 +6,7 @@ mod tiny;
 
 use driftwood_actor::{Error, Exactness, Existing, Host, ThawOptions};
 use driftwood_compute::gpu::Gpu;
-use tiny::{CONTEXT, Script, VOCABULARY, host, limits, spawn_caller};
+use tiny::{CONTEXT, Script, VOCABULARY, host, host_on, limits, spawn_caller};
 
 const OUT_OF_BOUNDS: i32 = -1;
 const BAD_ARGUMENT: i32 = -2;
@@ -17,6 +17,7 @@ const CONTEXT_FULL: i32 = -6;
 const TOKEN_LIMIT: i32 = -7;
 const BAD_TEXT: i32 = -8;
 const NOT_FOUND: i32 = -9;
+const MODEL_ERROR: i32 = -11;
 
 /// A pointer whose range wraps around, two free pages, and the end of memory.
 const WILD: u32 = 0xffff_fff0;
@@ -35,6 +36,7 @@ struct Places {
     options: u32,
     stops: u32,
     foreign_token: u32,
+    wild_range: u32,
 }
 
 fn setting_up(script: &mut Script) -> Places {
@@ -49,6 +51,7 @@ fn setting_up(script: &mut Script) -> Places {
         options: script.data(&words(&[0, 8])),
         stops: script.data(&words(&[0, 0, FREE, 1])),
         foreign_token: script.data(&words(&[VOCABULARY])),
+        wild_range: script.data(&words(&[WILD, 32])),
     };
     script.call("session_open", &[0, 0, 0, 0]).call("session_open", &[0, 0, 0, 8]).call("append", &[SESSION, tokens, 4]);
     places
@@ -93,6 +96,12 @@ fn table(p: &Places) -> Vec<(&'static str, Vec<u32>, i32)> {
         ("generate", vec![SESSION, p.options], BAD_ARGUMENT), ("generate", vec![SESSION, p.stops], BAD_ARGUMENT),
         ("matmul", vec![WILD, FREE, FREE, 1, 1, 1], OUT_OF_BOUNDS), ("matmul", vec![FREE, FREE, FREE + 64, 0x10000, 0x10000, 1], OUT_OF_BOUNDS),
         ("matmul", vec![FREE, FREE, FREE, 4, 4, 4], BAD_ARGUMENT), ("matmul", vec![FREE, FREE + 2, FREE + 64, 1, 1, 1], BAD_ARGUMENT),
+        ("dispatch", vec![0, 0, 0, 0, WILD], OUT_OF_BOUNDS), ("dispatch", vec![0, 0, 0, 0, END - 12], OUT_OF_BOUNDS),
+        ("dispatch", vec![0, 0, 0, 0, FREE + 2], BAD_ARGUMENT), ("dispatch", vec![WILD, 32, 0, 0, FREE], OUT_OF_BOUNDS),
+        ("dispatch", vec![FREE, 65_537, 0, 0, FREE], LIMIT), ("dispatch", vec![p.bad_text, 2, 0, 0, FREE], BAD_TEXT),
+        ("dispatch", vec![0, 0, FREE, 9, FREE], LIMIT), ("dispatch", vec![0, 0, FREE, 0xffff_ffff, FREE], LIMIT),
+        ("dispatch", vec![0, 0, FREE + 2, 1, FREE], BAD_ARGUMENT), ("dispatch", vec![0, 0, END - 8, 2, FREE], OUT_OF_BOUNDS),
+        ("dispatch", vec![0, 0, p.wild_range, 1, FREE], OUT_OF_BOUNDS),
         ("matmul", vec![FREE, FREE, FREE + 64, 4, 4, 4], 0), ("matmul", vec![FREE, FREE, FREE + 4, 0, 9, 9], 0),
     ];
     for name in ["prefill", "append"] {
@@ -140,7 +149,10 @@ fn check_table(mut host: Host) {
 
 /// A host with an actor that has sessions 1 and 2: a fork, sharing 70 of its 80 tokens.
 fn with_sessions(seed: u32) -> Host {
-    let mut host = host(seed);
+    with_sessions_in(host(seed))
+}
+
+fn with_sessions_in(mut host: Host) -> Host {
     spawn_caller(&mut host, "a");
     let mut script = Script::default();
     let tokens = script.data(&[5, 0, 0, 0, 6, 0, 0, 0, 7, 0, 0, 0]);
@@ -193,6 +205,20 @@ fn another_model_is_refused_or_prefilled_again() {
     let mut fresh = with_sessions(2);
     let (expected, got) = (go_on(&mut fresh, "a"), go_on(&mut other, "b"));
     assert_eq!(got[..8], expected[..8], "as if it had always been on this model");
+}
+
+/// The message that finds the GPU lost hears of it; in the next one the sessions go on, as if nothing had happened.
+#[test]
+fn sessions_outlive_a_lost_gpu() {
+    let gpu = || Gpu::open(None).expect("this test needs a Vulkan driver: apt install mesa-vulkan-drivers");
+    let expected = go_on(&mut with_sessions_in(host_on(1, Some(gpu()))), "a");
+    let lost = gpu();
+    let mut host = with_sessions_in(host_on(1, Some(lost.clone())));
+    lost.device().destroy();
+    let mut next = Script::default();
+    assert_eq!(next.call("next", &[SESSION]).run(&mut host, "a").unwrap(), [MODEL_ERROR]);
+    assert!(lost.is_lost());
+    assert_eq!(go_on(&mut host, "a"), expected);
 }
 
 #[test]

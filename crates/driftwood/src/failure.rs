@@ -65,12 +65,12 @@ fn is_users(cause: &(dyn std::error::Error + 'static)) -> bool {
     cause.is::<Mistake>() || cause.is::<driftwood_engine::Error>() || cause.is::<driftwood_engine::SampleError>()
 }
 
-/// Kinds of the actor crate's errors that are mistakes: not what failed in the system or in us, and not a guest that traps or outruns
-/// its limits in the middle of its work.
+/// Kinds of the actor crate's errors that are mistakes: not what failed in the system or in us, and not a guest that traps, brings a
+/// bad kernel or outruns its limits in the middle of its work.
 fn users_kind(kind: &str) -> bool {
     let ran_away = matches!(
         kind,
-        "trap" | "limit_fuel" | "limit_memory" | "limit_wall" | "limit_tokens" | "limit_sessions" | "limit_kv" | "limit_reply"
+        "trap" | "kernel" | "limit_fuel" | "limit_memory" | "limit_wall" | "limit_tokens" | "limit_sessions" | "limit_kv" | "limit_reply"
     );
     !ran_away && !matches!(kind, "system" | "host" | "bug" | "compute")
 }

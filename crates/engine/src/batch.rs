@@ -75,6 +75,11 @@ pub(crate) struct Plan {
 }
 
 impl Batch {
+    /// The model whose steps these are.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
     /// Scratch for steps of `model`.
     pub fn new(model: &Arc<Model>) -> Batch {
         let place = match &model.device().gpu {

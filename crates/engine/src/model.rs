@@ -127,6 +127,11 @@ impl Model {
         &self.device
     }
 
+    /// Whether the GPU that it runs on was lost, and its weights there with it: open it again.
+    pub fn is_lost(&self) -> bool {
+        self.device.gpu.as_ref().is_some_and(|gpu| gpu.is_lost())
+    }
+
     /// Bytes of weights that were copied to a device of its own memory so far; none where the mapped files are shared.
     pub fn copied_weight_bytes(&self) -> usize {
         self.gpu_weights.as_ref().map_or(0, GpuWeights::copied_bytes)

@@ -31,7 +31,7 @@ pub enum Code {
     NoSuchSession,
     /// This host has no model of that name, or this actor may not use it.
     NoSuchModel,
-    /// The actor's limit of sessions or KV memory is reached.
+    /// A limit is reached: the actor's of sessions or KV memory, or the host's of kernels.
     Limit,
     /// The session's context has no room for what was asked.
     ContextFull,
@@ -45,6 +45,12 @@ pub enum Code {
     Interrupted,
     /// The host failed to compute.
     ModelError,
+    /// The host has no GPU, or none that can share this memory.
+    NoGpu,
+    /// The text is no WGSL, or a kernel that the host does not let through.
+    BadKernel,
+    /// A binding does not begin at a multiple of 256 bytes.
+    Unaligned,
     /// A reason of a later contract.
     Other(i32),
 }
@@ -78,7 +84,7 @@ impl core::error::Error for Error {}
 
 impl Code {
     /// The numbers of `dw_error`, in order from -1 down.
-    const ALL: [Code; 11] = [
+    const ALL: [Code; 14] = [
         Code::OutOfBounds,
         Code::BadArgument,
         Code::NoSuchSession,
@@ -90,6 +96,9 @@ impl Code {
         Code::NotFound,
         Code::Interrupted,
         Code::ModelError,
+        Code::NoGpu,
+        Code::BadKernel,
+        Code::Unaligned,
     ];
 
     /// Reads a negative answer of the host.
@@ -113,13 +122,16 @@ impl Code {
             Code::BadArgument => "a value that the function does not take",
             Code::NoSuchSession => "the session is not open",
             Code::NoSuchModel => "this actor has no model of that name",
-            Code::Limit => "the actor's limit of sessions or kv memory is reached",
+            Code::Limit => "a limit of the actor or of the host is reached",
             Code::ContextFull => "the session's context has no room for what was asked",
             Code::TokenLimit => "this message's limit of tokens is reached",
             Code::BadText => "text that is not utf-8, or json of another form",
             Code::NotFound => "no such setting",
             Code::Interrupted => "the user ended the reply",
             Code::ModelError => "the host failed to compute; its log says why",
+            Code::NoGpu => "this host has no gpu that can share the actor's memory",
+            Code::BadKernel => "the host does not let the kernel through; its log says why",
+            Code::Unaligned => "a binding does not begin at a multiple of 256 bytes",
             Code::Other(_) => "a reason that this sdk does not know",
         }
     }
@@ -136,11 +148,12 @@ mod tests {
 
     #[test]
     fn codes_and_numbers_agree() {
-        for number in [-1, -2, -3, -4, -5, -6, -7, -8, -9, -10, -11, -12, -400, i32::MIN] {
+        for number in [-1, -2, -3, -4, -5, -6, -7, -8, -9, -10, -11, -14, -15, -400, i32::MIN] {
             assert_eq!(Code::from_number(number).number(), number);
         }
         assert_eq!(Code::from_number(-6), Code::ContextFull);
-        assert_eq!(Code::from_number(-12), Code::Other(-12));
+        assert_eq!(Code::from_number(-14), Code::Unaligned);
+        assert_eq!(Code::from_number(-15), Code::Other(-15));
     }
 
     #[test]

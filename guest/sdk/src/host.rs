@@ -6,7 +6,8 @@
 use alloc::vec::Vec;
 
 use crate::{
-    Bias, Error, ModelInfo, Result, Token,
+    Bias, Error, Grid, ModelInfo, Result, Token,
+    compute::Binding,
     error::answer,
     raw,
     session::{Generate, RawGenerate},
@@ -199,4 +200,11 @@ pub fn matmul(a: &[f32], b: &[f32], c: &mut [f32], [m, k, n]: [u32; 3]) -> Resul
     }
     // SAFETY: the three slices have just been seen to hold what the shape names.
     answer("matmul", unsafe { raw::matmul(a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), m, k, n) }).map(drop)
+}
+
+pub fn dispatch(wgsl: &str, bindings: &mut [Binding<'_>], grid: &Grid) -> Result<()> {
+    let (text, text_bytes) = (wgsl.as_ptr(), wgsl.len() as u32);
+    // SAFETY: the text's range is its own; a `Binding` has the layout of `dw_binding` and is a slice that it has borrowed for writing, any
+    // bits of which are a value; `Grid` has the layout of `dw_grid`.
+    answer("dispatch", unsafe { raw::dispatch(text, text_bytes, bindings.as_ptr().cast(), bindings.len() as u32, grid) }).map(drop)
 }

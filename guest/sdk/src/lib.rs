@@ -20,7 +20,7 @@
 //! ```
 //!
 //! `message` speaks of what comes and goes (message, reply, log, settings, time, chance), `model` of text and tokens, `session` of
-//! inference, `sampler` of choosing tokens, `compute` of matrices, `state` of what lives from message to message, `json` of writing
+//! inference, `sampler` of choosing tokens, `compute` of matrices and kernels, `state` of what lives from message to message, `json` of writing
 //! JSON. Below them, `raw` declares the imports, `host` makes them safe, `heap` is the allocator, `actor` holds the macros.
 //! `unsafe` stands in `raw`, `host`, `heap` and `state` only.
 //!
@@ -43,7 +43,7 @@ mod session;
 mod setting;
 mod state;
 
-pub use compute::{MatmulShape, matmul};
+pub use compute::{BINDING_ALIGN, Binding, Grid, MatmulShape, dispatch, matmul};
 pub use error::{Code, Error, Result};
 pub use message::{Level, log, now_ms, random, random_u64, receive, reply};
 pub use model::{Message, Model, ModelInfo, Role, Token, common_prefix};

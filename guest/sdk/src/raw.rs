@@ -1,6 +1,12 @@
 //! The imports of `driftwood.h`, one to one; on other targets than Wasm, stand-ins that panic.
 
-use crate::{ModelInfo, model::Token, sampler::Bias, session::RawGenerate};
+use crate::{
+    ModelInfo,
+    compute::{Grid, RawBinding},
+    model::Token,
+    sampler::Bias,
+    session::RawGenerate,
+};
 
 /// Declares host functions: imports on Wasm, functions that panic elsewhere, so that everything type-checks on any target.
 macro_rules! imports {
@@ -53,6 +59,7 @@ imports! {
     fn generate(session: i32, options: *mut RawGenerate) -> i32;
 
     fn matmul(a: *const f32, b: *const f32, c: *mut f32, m: u32, k: u32, n: u32) -> i32;
+    fn dispatch(wgsl: *const u8, wgsl_length: u32, bindings: *const RawBinding, binding_count: u32, grid: *const Grid) -> i32;
 }
 
 /// `dw_sampler`.
@@ -90,7 +97,7 @@ mod tests {
         let contract = HEADER.split_once("/* --- messages").unwrap().1;
         let own = include_str!("raw.rs").split_once("\nimports! {").unwrap().1.split_once("\n}").unwrap().0;
         let (contract, own) = (functions(contract, "DW_IMPORT("), functions(own, "    fn "));
-        assert_eq!(contract.len(), 26);
+        assert_eq!(contract.len(), 27);
         assert_eq!(own, contract);
         assert!(HEADER.contains(&format!("#define DRIFTWOOD_ABI {}\n", crate::macros::ABI)));
     }

@@ -4,6 +4,7 @@
 //! blocks on another actor; the four that need inference park their guest (`parked.rs`). A call costs fuel for the host's work.
 
 mod compute;
+mod dispatch;
 mod generate;
 mod messages;
 mod models;
@@ -25,6 +26,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Guest
     sessions::link(&mut linker)?;
     generate::link(&mut linker)?;
     compute::link(&mut linker)?;
+    dispatch::link(&mut linker)?;
     Ok(linker)
 }
 

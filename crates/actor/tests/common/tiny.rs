@@ -5,7 +5,9 @@
 mod gguf;
 
 use driftwood_actor::{Error, Host, HostOptions, Limits, Message, SpawnSpec};
+use driftwood_compute::gpu::Gpu;
 use driftwood_compute::{Arithmetic, Cpu, Simd};
+use driftwood_engine::Device;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,8 +60,13 @@ pub fn model_file(seed: u32) -> tempfile::NamedTempFile {
 
 /// A host whose model `tiny` is made from `seed`.
 pub fn host(seed: u32) -> Host {
+    host_on(seed, None)
+}
+
+/// The same, with the model on a GPU.
+pub fn host_on(seed: u32, gpu: Option<Arc<Gpu>>) -> Host {
     let file = model_file(seed);
-    let device = Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast)).into();
+    let device = Device { cpu: Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast)), gpu };
     let models = move |name: &str| match name {
         "tiny" => Ok(file.path().to_owned()),
         _ => Err("only tiny is here".to_owned()),
@@ -81,7 +88,7 @@ pub fn spawn_caller(host: &mut Host, name: &str) {
 }
 
 /// Names of host functions in the order of `call_any`.
-pub const NAMES: [&str; 26] = [
+pub const NAMES: [&str; 27] = [
     "receive",
     "reply",
     "log",
@@ -108,6 +115,7 @@ pub const NAMES: [&str; 26] = [
     "next",
     "generate",
     "matmul",
+    "dispatch",
 ];
 
 /// A message for `call_any`: records of a function's number and its arguments.

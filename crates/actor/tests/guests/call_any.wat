@@ -1,5 +1,5 @@
 ;; Makes whatever host calls the message says; a fuzzer drives it. The message is a sequence of records of ten little-endian u32: the
-;; function's number (modulo 26) and nine arguments, of which it takes as many as the function has. Bytes after the last whole record
+;; function's number (modulo 27) and nine arguments, of which it takes as many as the function has. Bytes after the last whole record
 ;; are passed over, and a message of more than 65536 bytes is the error 1.
 ;;
 ;; The memory has four pages: the first holds the answers (one i32 a record), the second the message itself, so that pointers from 65536
@@ -30,6 +30,7 @@
 ;; 23 next (1)
 ;; 24 generate (2)
 ;; 25 matmul (6)
+;; 26 dispatch (5)
 (module
   (import "driftwood" "receive" (func $receive (param i32 i32) (result i32)))
   (import "driftwood" "reply" (func $reply (param i32 i32) (result i32)))
@@ -57,6 +58,7 @@
   (import "driftwood" "next" (func $next (param i32) (result i32)))
   (import "driftwood" "generate" (func $generate (param i32 i32) (result i32)))
   (import "driftwood" "matmul" (func $matmul (param i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "driftwood" "dispatch" (func $dispatch (param i32 i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 4)
   (func (export "driftwood_abi") (result i32) (i32.const 1))
   (global $record (mut i32) (i32.const 0))
@@ -70,6 +72,7 @@
   (func $a6 (result i32) (i32.load offset=28 (global.get $record)))
   ;; Makes the call of the record; answers what the host answers.
   (func $call (result i32)
+    (block $dispatch_
     (block $matmul_
     (block $generate_
     (block $next_
@@ -100,8 +103,8 @@
         $receive_ $reply_ $log_ $setting_ $time_ms_ $random_ $model_info_ $tokenize_
         $detokenize_ $is_end_ $chat_template_ $session_open_ $session_close_ $session_fork_ $session_truncate_ $session_length_
         $session_context_ $session_tokens_ $prefill_ $append_ $decode_ $set_sampler_ $sample_ $next_
-        $generate_ $matmul_
-        (i32.rem_u (i32.load (global.get $record)) (i32.const 26))))
+        $generate_ $matmul_ $dispatch_
+        (i32.rem_u (i32.load (global.get $record)) (i32.const 27))))
     (return (call $receive (call $a0) (call $a1))))
     (return (call $reply (call $a0) (call $a1))))
     (return (call $log (call $a0) (call $a1) (call $a2))))
@@ -127,7 +130,8 @@
     (return (call $sample (call $a0) (call $a1) (call $a2))))
     (return (call $next (call $a0))))
     (return (call $generate (call $a0) (call $a1))))
-    (call $matmul (call $a0) (call $a1) (call $a2) (call $a3) (call $a4) (call $a5)))
+    (return (call $matmul (call $a0) (call $a1) (call $a2) (call $a3) (call $a4) (call $a5))))
+    (call $dispatch (call $a0) (call $a1) (call $a2) (call $a3) (call $a4)))
   (func (export "handle") (result i32)
     (local $end i32)
     (local $answer i32)

@@ -27,17 +27,20 @@
   (import "driftwood" "next" (func $next (param i32) (result i32)))
   (import "driftwood" "generate" (func $generate (param i32 i32) (result i32)))
   (import "driftwood" "matmul" (func $matmul (param i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "driftwood" "dispatch" (func $dispatch (param i32 i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 1)
   (global $session (mut i32) (i32.const -1))
   (global $calls (mut i32) (i32.const 0))
   (global $accepted (mut i32) (i32.const 0))
   (data (i32.const 32) "model")
   (data (i32.const 64) "[]")
-  ;; At 128 a sane dw_sampler; at 192 and 256 a dw_generate_options whose stops and whose out_text are wild; at 320 a sane one.
+  ;; At 128 a sane dw_sampler; at 192 and 256 a dw_generate_options whose stops and whose out_text are wild; at 320 a sane one;
+  ;; at 384 a wild dw_binding.
   (data (i32.const 128) "\00\00\00\00\00\00\00\00\00\00\80\3f\00\00\00\00\00\00\80\3f")
   (data (i32.const 192) "\04\00\00\00\00\00\00\00\f0\ff\ff\ff\20\00\00\00")
   (data (i32.const 256) "\04\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\01\00\04\00\00\00")
   (data (i32.const 320) "\04\00\00\00")
+  (data (i32.const 384) "\00\ff\ff\ff\00\02\00\00")
   (func (export "driftwood_abi") (result i32) (i32.const 1))
   ;; Appends a number in decimal digits, and a space, at $out; answers where they end.
   (func $number (param $out i32) (param $value i32) (result i32)
@@ -391,5 +394,9 @@
     (call $refused (call $set_sampler (i32.const 77) (i32.const 128) (i32.const 0) (i32.const 0))) ;; 248
     (call $refused (call $sample (i32.const 77) (i32.const 0) (i32.const 16))) ;; 249
     (call $refused (call $generate (i32.const 77) (i32.const 320))) ;; 250
+    (call $refused (call $dispatch (i32.const 0xfffffffc) (i32.const 8) (i32.const 0) (i32.const 0) (i32.const 128))) ;; 251
+    (call $refused (call $dispatch (i32.const 64) (i32.const 2) (i32.const 0xfffffffc) (i32.const 1) (i32.const 128))) ;; 252
+    (call $refused (call $dispatch (i32.const 64) (i32.const 2) (i32.const 384) (i32.const 1) (i32.const 0xfffffffc))) ;; 253
+    (call $refused (call $dispatch (i32.const 64) (i32.const 2) (i32.const 384) (i32.const 1) (i32.const 128))) ;; 254
     (drop (call $reply (i32.const 512) (i32.sub (call $number (i32.const 512) (global.get $calls)) (i32.const 512))))
     (global.get $accepted)))

@@ -77,6 +77,19 @@ impl Gpu {
         Ok(Arc::new(Gpu { info, device: opened.device, queue: opened.queue, kernels: Mutex::default(), failure }))
     }
 
+    /// Opens the same device again, after it was lost. What was made with the lost one stays lost.
+    ///
+    /// # Errors
+    /// If it is gone for good.
+    pub fn reopen(&self) -> Result<Arc<Gpu>, GpuError> {
+        Gpu::open(Some(&self.info.name))
+    }
+
+    /// Whether a submit or a wait has found the device gone.
+    pub fn is_lost(&self) -> bool {
+        matches!(*lock(&self.failure), Some(GpuError::Lost { .. }))
+    }
+
     /// What it is and offers.
     pub fn info(&self) -> &GpuInfo {
         &self.info
@@ -238,12 +251,15 @@ impl Gpu {
     }
 
     /// The failure that wgpu reported since the last call, if any. A loss stays.
-    fn check(&self) -> Result<(), GpuError> {
+    pub(super) fn check(&self) -> Result<(), GpuError> {
+        if lock(&self.failure).is_none() {
+            return Ok(());
+        }
+        let _ = self.device.poll(wgpu::PollType::Poll); // a lost device may refuse work before the news of its loss comes
         let mut failure = lock(&self.failure);
         match &*failure {
-            None => Ok(()),
             Some(lost @ GpuError::Lost { .. }) => Err(lost.clone()),
-            Some(_) => Err(failure.take().expect("it was just seen")),
+            _ => failure.take().map_or(Ok(()), Err),
         }
     }
 }
@@ -259,11 +275,7 @@ fn watch(device: &wgpu::Device, failure: &Arc<Mutex<Option<GpuError>>>) {
         lock(&seen).get_or_insert(GpuError::Driver { why: error.to_string() });
     }));
     let seen = failure.clone();
-    device.set_device_lost_callback(move |reason, why| {
-        if reason != wgpu::DeviceLostReason::Destroyed {
-            *lock(&seen) = Some(GpuError::Lost { why });
-        }
-    });
+    device.set_device_lost_callback(move |_, why| *lock(&seen) = Some(GpuError::Lost { why }));
 }
 
 /// The adapters of this machine, the best first.

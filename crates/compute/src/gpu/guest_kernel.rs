@@ -8,18 +8,19 @@
 //!
 //! The text is looked at before naga sees it (`scan.rs`), since naga was not made to survive every text.
 //!
-//! # What the host must do
+//! # What compiling and dispatching must do (`guest_dispatch.rs` does)
 //!
-//! - Create the shader module from [`GuestKernel::module`] with wgpu's checked `create_shader_module`, never the trusted variant: that
+//! - Create the shader module from the checked module with wgpu's checked `create_shader_module`, never the trusted variant: that
 //!   keeps indices within their arrays and buffers.
 //! - Create the pipeline with `zero_initialize_workgroup_memory: true`, or a workgroup reads what an earlier one left.
 //! - Give the pipeline an explicit layout of [`GuestKernel::bindings`]: wgpu's automatic one leaves out what the kernel does not use.
-//! - Bind at least [`GuestBinding::bytes_min`] bytes to each, and call [`GuestKernel::admit`] before each dispatch.
+//! - Call [`GuestKernel::admit`] and [`GuestKernel::fit`] (`ranges.rs`) before each dispatch.
 
 mod barriers;
 mod budget;
 mod cost;
 mod interface;
+mod ranges;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -108,11 +109,11 @@ impl GuestKernel {
         on_deep_stack(|| check_text(&text, entry, limits))
     }
 
-    /// Whether a dispatch of that many workgroups in x, y and z stays within the limits.
+    /// A bound on the cost of a dispatch of that many workgroups in x, y and z, if it stays within the limits.
     ///
     /// # Errors
     /// [`GuestKernelError::Grid`] or [`GuestKernelError::DispatchCost`].
-    pub fn admit(&self, workgroups: [u32; 3]) -> Result<(), GuestKernelError> {
+    pub fn admit(&self, workgroups: [u32; 3]) -> Result<u64, GuestKernelError> {
         if workgroups.iter().any(|&count| count > WORKGROUPS_MAX) {
             return Err(GuestKernelError::Grid { workgroups, max: WORKGROUPS_MAX });
         }
@@ -121,12 +122,24 @@ impl GuestKernel {
         if cost > self.dispatch_cost_max {
             return Err(GuestKernelError::DispatchCost { cost, max: self.dispatch_cost_max });
         }
-        Ok(())
+        Ok(cost)
     }
 
     /// The module to compile, with wgpu's `ShaderSource::Naga`: exactly what was checked, not a text of it.
     pub fn module(&self) -> &naga::Module {
         &self.module
+    }
+
+    /// [`GuestKernel::module`] with every buffer declared for writing: all bindings are ranges of one buffer, which has one use in a
+    /// dispatch. Which of them it writes was checked before and stays so.
+    pub(super) fn module_for_one_buffer(&self) -> naga::Module {
+        let mut module = self.module.clone();
+        for (_, variable) in module.global_variables.iter_mut() {
+            if let naga::AddressSpace::Storage { access } = &mut variable.space {
+                *access |= naga::StorageAccess::LOAD | naga::StorageAccess::STORE;
+            }
+        }
+        module
     }
 
     /// The name of its one entry point.
@@ -177,7 +190,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Runs `work` on a stack that is deep enough for what `scan.rs` lets through, and turns a panic of naga's into an error.
-fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, GuestKernelError> + Send) -> Result<T, GuestKernelError> {
+pub(super) fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, GuestKernelError> + Send) -> Result<T, GuestKernelError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("guest-kernel".to_owned()).stack_size(STACK_BYTES);
         let running =
@@ -286,6 +299,44 @@ pub enum GuestKernelError {
         function: String,
         /// Where it stands.
         place: &'static str,
+    },
+    /// Another number of ranges than the kernel has bindings.
+    #[error("the kernel has {expected} bindings; {count} ranges are given")]
+    RangeCount {
+        /// How many ranges there are.
+        count: usize,
+        /// How many bindings.
+        expected: usize,
+    },
+    /// A range that does not begin or end where a binding can.
+    #[error("range {binding} begins at {offset} and has {bytes} bytes; it must begin at a multiple of {align} and have a multiple of 4")]
+    Unaligned {
+        /// Which range.
+        binding: usize,
+        /// Where it begins.
+        offset: u64,
+        /// How long it is.
+        bytes: u64,
+        /// Ranges begin at multiples of this.
+        align: u64,
+    },
+    /// A range that is shorter than what the kernel declares.
+    #[error("range {binding} has {bytes} bytes; the kernel needs {bytes_min}")]
+    TooShort {
+        /// Which range.
+        binding: usize,
+        /// How long it is.
+        bytes: u64,
+        /// What the kernel declares, at least.
+        bytes_min: u64,
+    },
+    /// A range that the kernel may write overlaps another.
+    #[error("range {written}, which the kernel may write, overlaps range {other}")]
+    Overlap {
+        /// The range that may be written.
+        written: usize,
+        /// The range that it overlaps.
+        other: usize,
     },
     /// More workgroups along one dimension than can be dispatched.
     #[error("{workgroups:?} workgroups are too many: {max} along each dimension are the most")]

@@ -2,7 +2,8 @@
 
 #![allow(unsafe_code)]
 
-use super::{Gpu, GpuError, Imported};
+use super::{Gpu, GpuError, GuestKernel, Imported};
+use std::borrow::Cow;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -99,10 +100,39 @@ impl Kernel {
         Kernel { label: label.to_owned(), pipeline, layout }
     }
 
+    /// Compiles a guest's kernel with everything that wgpu can check switched on, and a layout of what it says it binds.
+    pub(super) fn compile_guest(device: &wgpu::Device, checked: &GuestKernel) -> Kernel {
+        let label = "a guest's kernel";
+        let entries: Vec<_> = (0..).zip(checked.bindings()).map(|(index, binding)| guest_entry(index, binding.bytes_min)).collect();
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(label), entries: &entries });
+        let source = wgpu::ShaderSource::Naga(Cow::Owned(checked.module_for_one_buffer()));
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(label),
+            layout: Some(
+                &device
+                    .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor { bind_group_layouts: &[Some(&layout)], ..Default::default() }),
+            ),
+            module: &device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some(label), source }),
+            entry_point: Some(checked.entry()),
+            compilation_options: wgpu::PipelineCompilationOptions { constants: &[], zero_initialize_workgroup_memory: true },
+            cache: None,
+        });
+        Kernel { label: label.to_owned(), pipeline, layout }
+    }
+
     /// The name that it was compiled under.
     pub fn label(&self) -> &str {
         &self.label
     }
+}
+
+fn guest_entry(binding: u32, bytes_min: u64) -> wgpu::BindGroupLayoutEntry {
+    let ty = wgpu::BindingType::Buffer {
+        ty: wgpu::BufferBindingType::Storage { read_only: false },
+        has_dynamic_offset: false,
+        min_binding_size: NonZeroU64::new(bytes_min),
+    };
+    wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
 }
 
 impl Gpu {

@@ -6,6 +6,7 @@
 //! - `plain.rs`: the kernels of a decoder that run on every device; their texts are in `wgsl/`.
 //! - `sample.rs`: the next token, chosen on the device.
 //! - `guest_kernel.rs`: [`GuestKernel`], a kernel that a guest brings, made harmless before it is submitted.
+//! - `guest_dispatch.rs`: [`GuestDispatch`], such a kernel compiled, and run on ranges of the guest's own memory.
 //! - `gemm.rs`: a plain product of f32 matrices, for guests and for `doctor.rs`, which measures what a machine can share.
 //! - `tiles/`: matrix products for devices with cooperative matrices.
 //!
@@ -18,6 +19,7 @@ mod device;
 pub mod doctor;
 mod error;
 mod gemm;
+mod guest_dispatch;
 mod guest_kernel;
 mod import;
 #[cfg(target_vendor = "apple")]
@@ -41,6 +43,7 @@ use import_vulkan::Opened;
 pub use device::{Gpu, GpuInfo};
 pub use error::GpuError;
 pub use gemm::{GemmRanges, GemmShape};
+pub use guest_dispatch::{GuestDispatch, GuestDispatchError};
 pub use guest_kernel::{GuestBinding, GuestKernel, GuestKernelError, GuestKernelLimits};
 pub use import::{Imported, Window};
 pub use kernel::{Binding, Dispatch, Kernel, KernelSource, Timed, record, show_host};
