@@ -8,7 +8,7 @@
 //! - `guest_kernel.rs`: [`GuestKernel`], a kernel that a guest brings, made harmless before it is submitted.
 //! - `guest_dispatch.rs`: [`GuestDispatch`], such a kernel compiled, and run on ranges of the guest's own memory.
 //! - `gemm.rs`: a plain product of f32 matrices, for guests and for `doctor.rs`, which measures what a machine can share.
-//! - `tiles/`: matrix products for devices with cooperative matrices.
+//! - `tiles/`: matrix products and attention for devices with cooperative matrices.
 //!
 //! On *unified* memory (integrated graphics, Apple Silicon, software devices) everything stays in shared regions. On a discrete device
 //! weights and KV live in the device's own memory and the shared window carries tokens, logits and snapshots.

@@ -420,6 +420,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         TOKENS * self.quads() / ONE_THREADS
     }
 
+    /// Asks for the queries, and for the block's keys and values.
     fn one_load(&self) -> String {
         let each = |name: &'static str, from: &'static str| {
             (0..self.one_quads()).map(move |i| format!("  let {name}{i} = kv[{from} + lid + {}u];\n", i * ONE_THREADS))
@@ -450,7 +451,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         (0..self.one_quads()).map(one).collect()
     }
 
-    /// A subgroup's scores; a tile of queries has keys for surplus rows. Then the values take the keys' place, which nobody reads after the first barrier of the softmax.
+    /// A subgroup's scores; surplus rows of a tile of queries are keys. Values take the keys' place later, which nobody reads after the
+    /// first barrier of the softmax.
     fn one_scores(&self) -> String {
         let (quads, row, mut text) = (self.quads(), self.row(), String::new());
         for i in 0..self.query_quads() {
@@ -595,7 +597,8 @@ fn share(i: u32, threads: u32, all: u32) -> String {
     }
 }
 
-/// Rotates queries and keys, normed first if need be, and stores keys and values: bindings qkv, rotations, places, (norms of q and k), q, kv.
+/// The kernel that rotates queries and keys, normed first if need be, and stores keys and values: bindings qkv, rotations, places,
+/// (norms of q and k), q, kv.
 pub(super) fn rope_store_text(shape: &Attend, interleaved: bool, norm: Option<Norm>) -> String {
     let mut bindings =
         vec![("qkv", "read> qkv: array<f32>"), ("rotations", "read> rotations: array<f32>"), ("places", "read> places: array<u32>")];

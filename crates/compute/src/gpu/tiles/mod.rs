@@ -6,7 +6,7 @@
 //! - `attend.rs`: attention, bound to buffers. `attend_text.rs`: the text of its kernels.
 //!
 //! **Bits.** An output is `((c0 + c1) + c2) + ...` in f32; `ci` is the chain of 16x16x16 multiply-adds of f16 operands, with f32 sums that
-//! start at zero, over elements `256 i` to `256 i + 255` of K. Every kernel here keeps to that, so a row's values do not depend on how many
+//! start at zero, over elements `256 i` to `256 i + 255` of K. Every product keeps to that, so a row's values do not depend on how many
 //! rows it is among. Activations come as f16 rows, padded with zeros to a multiple of 256.
 
 mod attend;
