@@ -54,8 +54,6 @@ pub(crate) struct Desk {
     pub slot: Slot,
     /// The token that the last step chose for a parked call.
     pub token: u32,
-    /// Where tokens are sampled from that a guest brings logits for: (vocabulary). Grown once.
-    pub logits: Vec<f32>,
     /// Where its matrix products were computed.
     pub products: ComputeReport,
     /// Kernels that it brought.

@@ -311,7 +311,6 @@ impl Host {
             turn: None,
             slot: Slot::default(),
             token: 0,
-            logits: Vec::new(),
             products: ComputeReport::default(),
             kernels: Kernels::default(),
         }))

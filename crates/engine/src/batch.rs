@@ -56,7 +56,6 @@ pub struct Batch {
     rows_per_pass: usize,
     plan: Plan,
     place: Place,
-    sampled: Vec<f32>, // (vocabulary): logits that a sampler may alter
 }
 
 /// Where passes run, with their scratch memory.
@@ -88,7 +87,7 @@ impl Batch {
                 Place::Gpu { plain: Box::new(GpuPasses::new(gpu)), tiles: model.tiles_on().map(|gpu| Box::new(TilePasses::new(gpu))) }
             }
         };
-        Batch { model: model.clone(), rows_per_pass: TILE_ROWS_PER_PASS_MAX, plan: Plan::default(), place, sampled: Vec::new() }
+        Batch { model: model.clone(), rows_per_pass: TILE_ROWS_PER_PASS_MAX, plan: Plan::default(), place }
     }
 
     /// As [`Batch::new`], with passes of at most `rows` tokens: less scratch memory, slower prefill, the same bits.
@@ -165,7 +164,7 @@ impl Batch {
             Place::Gpu { tiles: Some(tiles), .. } if layout.dtype == KvDType::F16 => tiles.evaluate(&self.model, &self.plan, work)?,
             Place::Gpu { plain, .. } => Answer { logits: plain.evaluate(&self.model, &self.plan, layout, work)?, tokens: &[] },
         };
-        answer.hand_out(self.model.config().vocabulary, &self.plan, work, &mut self.sampled)?;
+        answer.hand_out(self.model.config().vocabulary, &self.plan, work)?;
         for run in self.plan.rows.chunk_by(|a, b| a.session == b.session) {
             work[run[0].session as usize].session.end_pass(run.len());
         }
@@ -217,7 +216,7 @@ pub(crate) struct Answer<'a> {
 
 impl Answer<'_> {
     /// Gives everyone what they want.
-    fn hand_out(self, vocabulary: usize, plan: &Plan, work: &mut [Work<'_>], sampled: &mut Vec<f32>) -> Result<(), Error> {
+    fn hand_out(self, vocabulary: usize, plan: &Plan, work: &mut [Work<'_>]) -> Result<(), Error> {
         for (output, &row) in plan.outputs.iter().enumerate() {
             let w = &mut work[plan.rows[row].session as usize];
             let drawn = w.draw().and_then(|_| self.tokens.get(output));
@@ -232,11 +231,7 @@ impl Answer<'_> {
                 Logits::Next(token) => {
                     **token = match drawn {
                         Some(drawn) => w.session.take_drawn(*drawn)?,
-                        None => {
-                            sampled.clear();
-                            sampled.extend_from_slice(logits());
-                            w.session.sample(sampled)?
-                        }
+                        None => w.session.sample(logits())?,
                     }
                 }
             }

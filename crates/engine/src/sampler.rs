@@ -115,6 +115,7 @@ pub struct Sampler {
 
 #[derive(Clone, Debug, Default)]
 struct Scratch {
+    altered: Vec<f32>, // (vocabulary): logits after bias and penalties
     seen: Vec<u32>,
     candidates: Vec<Candidate>,
 }
@@ -156,17 +157,29 @@ impl Sampler {
         &self.params
     }
 
-    /// The next token, from `logits` (vocabulary), which are altered by bias and penalties, and the tokens so far.
+    /// The next token, from `logits` (vocabulary) and the tokens so far.
     ///
     /// # Errors
     /// [`SampleError::NoCandidate`] if every logit is NaN or negative infinity.
-    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32, SampleError> {
+    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, SampleError> {
+        if self.params.bias.is_empty() && !self.penalises() {
+            return self.choose(logits);
+        }
+        let mut altered = std::mem::take(&mut self.scratch.altered);
+        altered.clear();
+        altered.extend_from_slice(logits);
         for &(token, bias) in &self.params.bias {
-            if let Some(logit) = logits.get_mut(token as usize) {
+            if let Some(logit) = altered.get_mut(token as usize) {
                 *logit += bias;
             }
         }
-        self.penalise(logits, history);
+        self.penalise(&mut altered, history);
+        let chosen = self.choose(&altered);
+        self.scratch.altered = altered;
+        chosen
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
         if self.params.temperature == 0.0 {
             return argmax(logits);
         }
@@ -212,12 +225,16 @@ impl Sampler {
     }
 
     /// The token of the largest sum of logit over temperature and Gumbel noise: a draw from the softmax (Gumbel, 1954).
-    fn draw_from_all(&mut self, logits: &mut [f32]) -> Result<u32, SampleError> {
+    fn draw_from_all(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
         let draw = self.noise();
-        for (token, logit) in logits.iter_mut().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY) {
-            *logit = logit.mul_add(draw.inverse_temperature, draw.gumbel(token as u32));
+        let mut best = (f32::NEG_INFINITY, NO_TOKEN);
+        for (&logit, token) in logits.iter().zip(0..).filter(|(logit, _)| **logit > f32::NEG_INFINITY) {
+            let key = logit.mul_add(draw.inverse_temperature, draw.gumbel(token));
+            if key > best.0 {
+                best = (key, token);
+            }
         }
-        argmax(logits).and_then(|token| self.take_drawn(token))
+        self.take_drawn(best.1)
     }
 
     fn penalise(&mut self, logits: &mut [f32], history: &[u32]) {
@@ -385,7 +402,7 @@ mod tests {
     fn histogram(sampler: &mut Sampler, logits: [f32; 4], n: usize) -> [usize; 4] {
         let mut counts = [0; 4];
         for _ in 0..n {
-            counts[sampler.sample(&mut logits.clone(), &[]).unwrap() as usize] += 1;
+            counts[sampler.sample(&logits, &[]).unwrap() as usize] += 1;
         }
         counts
     }
@@ -420,7 +437,7 @@ mod tests {
                 p.temperature = 0.0;
                 change(p);
             });
-            s.sample(&mut LOGITS.clone(), history).unwrap()
+            s.sample(&LOGITS, history).unwrap()
         };
         assert_eq!(greedy(|_| (), &[1]), 1);
         assert_eq!(greedy(|p| p.repetition_penalty = 2.0, &[1]), 3);
@@ -443,7 +460,7 @@ mod tests {
         let _ = histogram(&mut a, LOGITS, 5);
         let mut b = Sampler::from_json(a.to_json()).unwrap();
         for _ in 0..50 {
-            assert_eq!(a.sample(&mut LOGITS.clone(), &[]), b.sample(&mut LOGITS.clone(), &[]));
+            assert_eq!(a.sample(&LOGITS, &[]), b.sample(&LOGITS, &[]));
         }
     }
 
@@ -462,7 +479,7 @@ mod tests {
         assert!(bad(|p| p.bias = vec![(0, 0.0); BIASES_MAX + 1]));
         assert!(Sampler::from_json(serde_json::json!({"draws": 1})).is_err());
         let mut s = sampler(|_| ());
-        assert_eq!(s.sample(&mut [f32::NAN; 3], &[]), Err(SampleError::NoCandidate));
+        assert_eq!(s.sample(&[f32::NAN; 3], &[]), Err(SampleError::NoCandidate));
         assert_eq!(argmax(&[f32::NEG_INFINITY]), Err(SampleError::NoCandidate));
         assert_eq!(argmax(&[1.0, 2.0, 2.0]), Ok(1));
     }

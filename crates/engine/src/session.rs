@@ -104,11 +104,11 @@ impl Session {
         Ok(())
     }
 
-    /// Samples a token from logits by this session's sampler and history; it is not appended. The logits are altered.
+    /// Samples a token from logits by this session's sampler and history; it is not appended.
     ///
     /// # Errors
     /// If no token can be chosen.
-    pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, Error> {
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32, Error> {
         Ok(self.sampler.sample(logits, &self.tokens)?)
     }
 

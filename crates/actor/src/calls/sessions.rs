@@ -127,24 +127,15 @@ fn set_sampler(memory: &GuestMemory<'_>, desk: &mut Desk, session: i32, sampler:
     Ok(0)
 }
 
-/// Samples from a copy: the guest's logits stay as they are.
+/// Samples; the guest's logits stay as they are.
 fn sample(memory: &GuestMemory<'_>, desk: &mut Desk, session: i32, logits: (u32, u32)) -> Result<i32, Refused> {
     let vocabulary = desk.sessions.get(session)?.model().config().vocabulary;
     let source = memory.slice::<f32>(logits.0, logits.1)?;
     if source.len() != vocabulary {
         return Err(Refused::BadArgument);
     }
-    desk.logits.clear();
-    desk.logits.extend_from_slice(source);
-    desk.sample(session).map(|token| token as i32)
-}
-
-impl Desk {
-    /// Samples a token from the desk's logits.
-    pub(super) fn sample(&mut self, session: i32) -> Result<u32, Refused> {
-        let entry = self.sessions.entry(session)?;
-        entry.session.sample(&mut self.logits).map_err(|_| Refused::BadArgument)
-    }
+    let sampled = desk.sessions.entry(session)?.session.sample(source);
+    sampled.map(|token| token as i32).map_err(|_| Refused::BadArgument)
 }
 
 async fn decode(mut caller: Caller<'_, Guest>, session: i32, logits: u32, count: u32) -> wasmtime::Result<i32> {

@@ -197,7 +197,15 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::submit`].
     pub fn submit_numbered(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex, GpuError> {
-        let number = self.queue.submit([encoder.finish()]);
+        self.submit_commands(encoder.finish())
+    }
+
+    /// The same with commands that were encoded before.
+    ///
+    /// # Errors
+    /// As [`Gpu::submit`].
+    pub fn submit_commands(&self, commands: wgpu::CommandBuffer) -> Result<wgpu::SubmissionIndex, GpuError> {
+        let number = self.queue.submit([commands]);
         self.check().map(|()| number)
     }
 

@@ -49,7 +49,7 @@ pub use import::{Imported, Window};
 pub use kernel::{Binding, Dispatch, Kernel, KernelSource, Timed, record, show_host};
 pub use plain::{Each, Heads, KvBinding, Plain, Product, RowDispatch, Weight, WeightPart};
 pub use sample::{Draw, NO_TOKEN, Sample};
-pub use wgpu::{Buffer, CommandEncoder, SubmissionIndex};
+pub use wgpu::{Buffer, CommandBuffer, CommandEncoder, SubmissionIndex};
 
 /// Changes whenever a GPU kernel's results change in any bit; part of the numerics id.
 pub const GPU_KERNEL_VERSION: u32 = 1;

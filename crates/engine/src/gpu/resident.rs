@@ -225,7 +225,8 @@ fn fill(to: &mut [u8], block_bytes: usize, blocks: &[Incoming<'_>], threads: usi
     std::thread::scope(|scope| {
         let shares = to.chunks_mut(share * block_bytes).zip(blocks.chunks(share));
         let running: Vec<_> = shares.map(|(to, blocks)| scope.spawn(move || fill_share(to, block_bytes, blocks))).collect();
-        running.into_iter().fold(true, |intact, share| share.join().expect("copying does not panic") && intact)
+        let intact: Vec<bool> = running.into_iter().map(|share| share.join().expect("copying does not panic")).collect();
+        !intact.contains(&false)
     })
 }
 

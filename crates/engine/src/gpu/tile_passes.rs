@@ -7,11 +7,11 @@
 //! KV behind the end of its sessions.
 
 use super::resident::ResidentKv;
-use super::tile_record::{Extents, Inputs, Most, RopeTables, TileBuffers, TileProgram, TileRecorder};
+use super::tile_record::{Extents, Inputs, Most, RopeTables, Sections, TileBuffers, TileProgram, TileRecorder};
 use crate::batch::{Answer, Plan, Work};
 use crate::limits::{GPU_OUTPUTS_PER_PASS_MAX, TILE_ROWS_PER_PASS_MAX};
 use crate::{Error, Model};
-use driftwood_compute::gpu::{Binding, Buffer, Dispatch, Gpu, Sample, SubmissionIndex, Timed, Window, record, show_host};
+use driftwood_compute::gpu::{Binding, Buffer, CommandBuffer, Dispatch, Gpu, Sample, SubmissionIndex, Timed, Window, record, show_host};
 use std::sync::Arc;
 
 /// Rows that programs are recorded for.
@@ -28,7 +28,13 @@ pub(crate) struct TilePasses {
     scratch: Option<Scratch>,
     programs: [Option<TileProgram>; CLASSES.len()],
     ahead: Option<Ahead>,
+    prepared: Option<Prepared>,
+    /// Which half of the window the next step's tokens go to.
+    half: usize,
     inputs: Inputs,
+    bytes: Vec<u8>,
+    /// The number of rows that stands on the device.
+    rows_written: u32,
     /// Times of the last step's kernels, if they are wanted.
     pub(crate) times: Option<Vec<Timed>>,
 }
@@ -40,7 +46,6 @@ struct Scratch {
     samples: [[Dispatch; 2]; 2],
     logits: Window, // f32 (output, vocabulary)
     chosen: Window, // u32: two halves of (output), for this step and the one ahead
-    places: Buffer,
     partial: Buffer,
     kv: Vec<Buffer>,
     ropes: RopeTables,
@@ -56,16 +61,43 @@ struct Ahead {
     kv_changes: u64,
 }
 
+/// What decides the commands of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Step {
+    extents: Extents,
+    /// Whether the host reads logits.
+    logits: bool,
+    /// Which half of the window gets the tokens.
+    half: usize,
+}
+
 #[derive(Clone, Debug)]
 struct Submitted {
     number: SubmissionIndex,
-    extents: Extents,
-    half: usize,
+    step: Step,
+}
+
+/// A step that is encoded and not submitted.
+#[derive(Debug)]
+struct Prepared {
+    commands: CommandBuffer,
+    step: Step,
 }
 
 impl TilePasses {
     pub(crate) fn new(gpu: &Arc<Gpu>) -> TilePasses {
-        TilePasses { gpu: gpu.clone(), scratch: None, programs: Default::default(), ahead: None, inputs: Inputs::default(), times: None }
+        TilePasses {
+            gpu: gpu.clone(),
+            scratch: None,
+            programs: Default::default(),
+            ahead: None,
+            prepared: None,
+            half: 0,
+            inputs: Inputs::default(),
+            bytes: Vec::new(),
+            rows_written: 0,
+            times: None,
+        }
     }
 
     /// Runs one pass.
@@ -81,28 +113,33 @@ impl TilePasses {
             None => {
                 self.make_room(model, kv)?;
                 self.write_tokens(&plan.tokens);
-                self.submit(model, 0)?
+                self.submit(model)?
             }
         };
         let asked = self.inputs.clone();
+        let mut last = submitted.step;
         if asked.goes_ahead(work) && self.times.is_none() {
             self.inputs.advance();
             self.make_room(model, kv)?;
-            let submitted = self.submit(model, 1 - submitted.half)?;
+            let submitted = self.submit(model)?;
+            last = submitted.step;
             self.ahead = Some(Ahead { submitted, inputs: self.inputs.clone(), tokens: Vec::new(), kv_changes: kv.changes() });
+        }
+        if self.times.is_none() {
+            self.prepare(model, &last)?;
         }
         self.read(model, &asked, &submitted)
     }
 
     /// Waits for a step and reads what it gave.
     fn read(&mut self, model: &Model, asked: &Inputs, submitted: &Submitted) -> Result<Answer<'_>, Error> {
-        let outputs = submitted.extents.outputs as usize;
+        let outputs = submitted.step.extents.outputs as usize;
         if outputs == 0 {
             return Ok(Answer { logits: &[], tokens: &[] });
         }
         self.gpu.wait_for(submitted.number.clone())?;
         let scratch = self.scratch.as_ref().expect("make_room made it");
-        let tokens = &bytemuck::cast_slice(&scratch.chosen.bytes()[submitted.half * HALF_BYTES..])[..outputs];
+        let tokens = &bytemuck::cast_slice(&scratch.chosen.bytes()[submitted.step.half * HALF_BYTES..])[..outputs];
         if let Some(ahead) = &mut self.ahead {
             ahead.tokens = tokens.to_vec();
         }
@@ -120,11 +157,10 @@ impl TilePasses {
         let scratch = self.scratch.as_mut().expect("it was just made");
         let mut stale = scratch.kv != layers;
         scratch.kv = layers;
-        stale |= grow(&self.gpu, &mut scratch.places, "places", 4 * self.inputs.places.len() as u64)?;
         stale |= grow(&self.gpu, &mut scratch.partial, "partial attention", partial_bytes(model, &extents)?)?;
         stale |= scratch.ropes.reach(&self.gpu, self.inputs.positions(), model.cpu().threads())?;
         if stale {
-            self.programs = Default::default();
+            (self.programs, self.prepared) = Default::default();
         }
         let class = class_of(extents.rows);
         if self.programs[class].is_none() {
@@ -140,14 +176,14 @@ impl TilePasses {
         let buffers = TileBuffers::new(gpu, config, most, products_bytes)?;
         let chosen = gpu.window(2 * HALF_BYTES)?;
         let half = |half: usize| {
-            let inputs = [&buffers.draws, &buffers.logits, &buffers.samples].map(Binding::whole);
+            let inputs = [&buffers.inputs, &buffers.logits, &buffers.samples].map(Binding::whole);
             let to = Binding { buffer: chosen.buffer(), offset_bytes: (half * HALF_BYTES) as u64, bytes: HALF_BYTES as u64 };
             Sample::new(config.vocabulary).dispatches(gpu, most.outputs, inputs, [to, Binding::whole(&buffers.tokens)])
         };
         let samples = [half(0)?, half(1)?];
         let logits = gpu.window(most.outputs * config.vocabulary * size_of::<f32>())?;
-        let [places, partial] = [gpu.buffer("places", 4)?, gpu.buffer("partial attention", 4)?];
-        Ok(Scratch { buffers, samples, logits, chosen, places, partial, kv: Vec::new(), ropes: RopeTables::default() })
+        let partial = gpu.buffer("partial attention", 4)?;
+        Ok(Scratch { buffers, samples, logits, chosen, partial, kv: Vec::new(), ropes: RopeTables::default() })
     }
 
     fn record(&mut self, model: &Model, most_rows: usize) -> Result<TileProgram, Error> {
@@ -159,7 +195,6 @@ impl TilePasses {
             buffers: &scratch.buffers,
             most: Most { rows: most_rows, outputs: GPU_OUTPUTS_PER_PASS_MAX },
             kv: &scratch.kv,
-            places: &scratch.places,
             partial: &scratch.partial,
             ropes: &mut scratch.ropes,
             threads: model.cpu().threads(),
@@ -173,32 +208,64 @@ impl TilePasses {
     }
 
     /// Writes the inputs but the tokens, and submits the step.
-    fn submit(&mut self, model: &Model, half: usize) -> Result<Submitted, Error> {
+    fn submit(&mut self, model: &Model) -> Result<Submitted, Error> {
+        let step = Step { extents: self.inputs.extents(), logits: self.inputs.logits, half: self.half };
+        self.half = 1 - self.half;
+        self.write_inputs(step.extents.rows)?;
+        let prepared = self.prepared.take().filter(|prepared| prepared.step == step && self.times.is_none());
+        let commands = match prepared {
+            Some(prepared) => prepared.commands,
+            None => self.encode(model, &step)?,
+        };
+        Ok(Submitted { number: self.gpu.submit_commands(commands)?, step })
+    }
+
+    fn write_inputs(&mut self, rows: u32) -> Result<(), Error> {
+        let b = &self.scratch.as_ref().expect("make_room made it").buffers;
+        let most = Most { rows: CLASSES[class_of(rows)], outputs: GPU_OUTPUTS_PER_PASS_MAX };
+        Sections::new(most).write(&self.inputs, &mut self.bytes)?;
+        self.gpu.queue().write_buffer(&b.inputs, 0, &self.bytes);
+        if self.rows_written != rows {
+            self.gpu.queue().write_buffer(&b.tokens, 0, bytemuck::bytes_of(&rows));
+            self.rows_written = rows;
+        }
+        Ok(())
+    }
+
+    /// Encodes a step. What it computes is decided when it is submitted, by the inputs that are written before.
+    fn encode(&mut self, model: &Model, step: &Step) -> Result<CommandBuffer, Error> {
         let scratch = self.scratch.as_ref().expect("make_room made it");
-        let (inputs, extents, b) = (&self.inputs, self.inputs.extents(), &scratch.buffers);
-        let write = |buffer: &Buffer, words: &[u32]| self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(words));
-        write(&b.tokens, &[extents.rows]);
-        write(&scratch.places, &inputs.places);
-        write(&b.outputs, &inputs.outputs);
-        write(&b.draws, bytemuck::cast_slice(&inputs.draws));
-        write(&b.ones, &inputs.ones);
-        write(&b.runs, &inputs.runs);
-        let program = self.programs[class_of(extents.rows)].as_ref().expect("make_room made it");
-        let mut dispatches = program.of(&extents);
-        dispatches.extend(scratch.samples[half].iter().filter(|_| extents.outputs > 0).map(|d| d.for_rows(extents.outputs)));
+        let Extents { rows, outputs, .. } = step.extents;
+        let program = self.programs[class_of(rows)].as_ref().expect("make_room made it");
+        let mut dispatches = program.of(&step.extents);
+        dispatches.extend(scratch.samples[step.half].iter().filter(|_| outputs > 0).map(|d| d.for_rows(outputs)));
         let mut encoder = self.gpu.encoder();
         match &mut self.times {
             Some(times) => *times = self.gpu.run_timed(&dispatches)?,
             None => record(&mut encoder, &dispatches),
         }
         let mut shown = vec![scratch.chosen.buffer()];
-        if inputs.logits {
-            let bytes = u64::from(extents.outputs) * 4 * model.config().vocabulary as u64;
-            encoder.copy_buffer_to_buffer(&b.logits, 0, scratch.logits.buffer(), 0, bytes);
+        if step.logits {
+            let bytes = u64::from(outputs) * 4 * model.config().vocabulary as u64;
+            encoder.copy_buffer_to_buffer(&scratch.buffers.logits, 0, scratch.logits.buffer(), 0, bytes);
             shown.push(scratch.logits.buffer());
         }
         show_host(&mut encoder, shown);
-        Ok(Submitted { number: self.gpu.submit_numbered(encoder)?, extents, half })
+        Ok(encoder.finish())
+    }
+
+    /// Encodes what will probably be the step after the one that was submitted last, while that one runs.
+    fn prepare(&mut self, model: &Model, last: &Step) -> Result<(), Error> {
+        let mut inputs = self.inputs.clone();
+        if inputs.outputs[0] == 0 {
+            return Ok(());
+        }
+        inputs.advance();
+        let step = Step { extents: inputs.extents(), half: self.half, ..*last };
+        if self.programs[class_of(step.extents.rows)].is_some() {
+            self.prepared = Some(Prepared { commands: self.encode(model, &step)?, step });
+        }
+        Ok(())
     }
 }
 

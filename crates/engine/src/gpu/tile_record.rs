@@ -82,6 +82,55 @@ pub(super) struct Inputs {
     pub(super) logits: bool,
 }
 
+/// Room for the inputs of one step.
+const INPUTS_BYTES: usize = 8 << 20;
+/// Sections begin at multiples of this: the most that a device asks of bindings.
+const SECTION_ALIGN_BYTES: usize = 256;
+
+/// Where the inputs of a class of rows stand in their buffer, in bytes: one write a step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sections {
+    outputs: usize,
+    ones: usize,
+    runs: usize,
+    places: usize,
+}
+
+impl Sections {
+    /// Draws come first, at 0.
+    pub(super) fn new(most: Most) -> Sections {
+        let after = |at: usize, bytes: usize| (at + bytes).next_multiple_of(SECTION_ALIGN_BYTES);
+        let outputs = after(0, most.outputs * size_of::<Draw>());
+        let ones = after(outputs, 4 * (1 + most.outputs));
+        let runs = after(ones, 4 * (1 + most.rows));
+        Sections { outputs, ones, runs, places: after(runs, 4 * (1 + 2 * most.rows)) }
+    }
+
+    /// From `at` to the end of the buffer.
+    fn from(buffer: &Buffer, at: usize) -> Binding<'_> {
+        Binding { buffer, offset_bytes: at as u64, bytes: buffer.size() - at as u64 }
+    }
+
+    /// Lays inputs out.
+    ///
+    /// # Errors
+    /// If they are more than the buffer holds.
+    pub(super) fn write(&self, inputs: &Inputs, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        let parts = [(self.outputs, &inputs.outputs), (self.ones, &inputs.ones), (self.runs, &inputs.runs), (self.places, &inputs.places)];
+        bytes.clear();
+        bytes.extend_from_slice(bytemuck::cast_slice(&inputs.draws));
+        for (at, words) in parts {
+            bytes.resize(at, 0);
+            bytes.extend_from_slice(bytemuck::cast_slice(words));
+        }
+        if bytes.len() > INPUTS_BYTES {
+            let (asked, limit) = (bytes.len() as u64, INPUTS_BYTES as u64);
+            return Err(GpuError::BeyondLimit { what: "the bytes of a step's inputs", asked, limit }.into());
+        }
+        Ok(())
+    }
+}
+
 impl Inputs {
     /// Takes them from a plan.
     pub(super) fn fill(&mut self, plan: &Plan, work: &[Work<'_>]) {
@@ -226,14 +275,8 @@ pub(super) struct TileBuffers {
     pub(super) logits: Buffer,
     /// Rows, then the token of each.
     pub(super) tokens: Buffer,
-    /// Outputs, then the row of each.
-    pub(super) outputs: Buffer,
-    /// How each output's token is chosen.
-    pub(super) draws: Buffer,
-    /// How many rows are alone, then each.
-    pub(super) ones: Buffer,
-    /// Runs, then first row and length of each.
-    pub(super) runs: Buffer,
+    /// All [`Inputs`], where [`Sections`] says.
+    pub(super) inputs: Buffer,
 }
 
 /// Most rows and outputs of a pass.
@@ -263,10 +306,7 @@ impl TileBuffers {
             samples: gpu.buffer("samples", Sample::new(c.vocabulary).scratch_bytes(outputs))?,
             logits: of("logits", outputs, 4 * c.vocabulary)?,
             tokens: of("tokens", 1 + rows, 4)?,
-            outputs: of("outputs", 1 + outputs, 4)?,
-            draws: of("draws", outputs, 16)?,
-            ones: of("ones", 1 + rows, 4)?,
-            runs: of("runs", 1 + 2 * rows, 4)?,
+            inputs: of("inputs", 1, INPUTS_BYTES)?,
         })
     }
 }
@@ -297,8 +337,6 @@ pub(super) struct TileRecorder<'a> {
     pub(super) most: Most,
     /// One buffer of keys and values for each layer.
     pub(super) kv: &'a [Buffer],
-    /// Rows, position and table of each, tables.
-    pub(super) places: &'a Buffer,
     /// What rows that are alone leave of each block.
     pub(super) partial: &'a Buffer,
     pub(super) ropes: &'a mut RopeTables,
@@ -331,15 +369,23 @@ impl<'a> TileRecorder<'a> {
         }
     }
 
-    fn many(&self, most: usize, count: &'a Buffer) -> Rows<'a> {
+    fn sections(&self) -> Sections {
+        Sections::new(self.most)
+    }
+
+    fn input(&self, at: usize) -> Binding<'a> {
+        Sections::from(&self.buffers.inputs, at)
+    }
+
+    fn many(&self, most: usize, count: Binding<'a>) -> Rows<'a> {
         match most {
             1 => Rows::One,
-            most => Rows::Many(Many { most, count: Binding::whole(count), scratch: Binding::whole(&self.buffers.products) }),
+            most => Rows::Many(Many { most, count, scratch: Binding::whole(&self.buffers.products) }),
         }
     }
 
     fn rows(&self) -> Rows<'a> {
-        self.many(self.most.rows, &self.buffers.tokens)
+        self.many(self.most.rows, Binding::whole(&self.buffers.tokens))
     }
 
     fn plain(&self) -> Plain<'a> {
@@ -397,7 +443,7 @@ impl<'a> TileRecording<'a> {
             _ => None,
         };
         let (to, attention) = (&self.to, tile_attention(plan)?);
-        let (q, kv, places) = (Binding::whole(&b.query), Binding::whole(&to.kv[plan.layer]), Binding::whole(to.places));
+        let (q, kv, places) = (Binding::whole(&b.query), Binding::whole(&to.kv[plan.layer]), to.input(to.sections().places));
         let rotation = Rotation {
             qkv: Binding::whole(&b.qkv),
             rotations: Binding::whole(&rotations),
@@ -406,10 +452,10 @@ impl<'a> TileRecording<'a> {
         };
         all.push(Sized::Rows(attention.rope_store(to.gpu, to.most.rows, rotation, places, (q, kv))?));
         let (from, out) = (Attended { q, kv, places }, Binding::whole(&b.attended));
-        let [blocks, joined] = attention.ones(to.gpu, from, Binding::whole(&b.ones), Binding::whole(to.partial), out)?;
+        let [blocks, joined] = attention.ones(to.gpu, from, to.input(to.sections().ones), Binding::whole(to.partial), out)?;
         all.extend([Sized::Blocks(blocks), Sized::Ones(joined)]);
         if to.most.rows > 1 {
-            all.push(Sized::Runs(attention.runs(to.gpu, from, Binding::whole(&b.runs), out)?));
+            all.push(Sized::Runs(attention.runs(to.gpu, from, to.input(to.sections().runs), out)?));
         }
         self.branch = Some((to.weights.tiles(&[w.o], Arrange::Stacked)?, &b.attended));
         Ok(all)
@@ -426,7 +472,7 @@ impl<'a> TileRecording<'a> {
     /// Logits of up to `most` outputs.
     fn head(&self, most: usize, (weight, norm): (&Buffer, Norm), output: &TileMatrix) -> Result<Vec<Sized>, Error> {
         let (to, b) = (&self.to, self.to.buffers);
-        let (count, logits) = (Binding::whole(&b.outputs), Output::Store(Binding::whole(&b.logits)));
+        let (count, logits) = (to.input(to.sections().outputs), Output::Store(Binding::whole(&b.logits)));
         let mut all = Vec::new();
         let mut residual = Binding::whole(&b.residual);
         if to.most.rows > 1 {
@@ -441,7 +487,7 @@ impl<'a> TileRecording<'a> {
         }
         let halves = Binding::whole(&b.wanted_normed);
         all.push(Sized::RowsAlongX(norm_rows(to.gpu, to.config.width, normed, (most, count), halves)?));
-        all.extend(fixed(output.product(to.gpu, to.many(most, &b.outputs), Input::Halves(halves), logits)?));
+        all.extend(fixed(output.product(to.gpu, to.many(most, count), Input::Halves(halves), logits)?));
         Ok(all)
     }
 
