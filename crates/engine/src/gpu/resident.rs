@@ -28,9 +28,19 @@ struct State {
     slots: usize,
     waiting: Vec<Change>,
     changes: u64,
+    /// When each slot was changed last, counted in changes.
+    changed: Vec<u64>,
     staging: Option<Staging>,
     /// All layers of a slot on their way to another.
     spare: Option<Buffer>,
+}
+
+impl State {
+    /// Takes note of a change.
+    fn note(&mut self, slot: usize) {
+        self.changes += 1;
+        self.changed[slot] = self.changes;
+    }
 }
 
 /// What happens to slots before the next step reads them.
@@ -60,9 +70,15 @@ impl ResidentKv {
         2 * self.layout.row_offset(0, 1, 0, 0)
     }
 
-    /// How often slots were changed by anything but steps.
+    /// How many changes there were, by anything but steps.
     pub(crate) fn changes(&self) -> u64 {
         self.state().changes
+    }
+
+    /// Whether one of these slots was changed after so many changes, by anything but steps.
+    pub(crate) fn changed_since(&self, changes: u64, slots: &[u32]) -> bool {
+        let state = self.state();
+        slots.iter().any(|slot| state.changed.get(*slot as usize).is_some_and(|at| *at > changes))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -73,7 +89,7 @@ impl ResidentKv {
     pub(crate) fn clear(&self, slot: usize) -> Result<(), Error> {
         let mut state = self.state();
         self.reserve(&mut state, slot + 1)?;
-        state.changes += 1;
+        state.note(slot);
         state.waiting.push(Change::Clear(slot));
         Ok(())
     }
@@ -82,7 +98,7 @@ impl ResidentKv {
     pub(crate) fn copy(&self, from: usize, to: usize) -> Result<(), Error> {
         let mut state = self.state();
         self.reserve(&mut state, to + 1)?;
-        state.changes += 1;
+        state.note(to);
         state.waiting.push(Change::Copy { from, to });
         Ok(())
     }
@@ -113,6 +129,7 @@ impl ResidentKv {
         }
         self.gpu.submit(encoder)?;
         (state.layers, state.slots) = (layers, slots);
+        state.changed.resize(slots, 0);
         Ok(())
     }
 
@@ -150,7 +167,7 @@ impl ResidentKv {
         let mut state = self.state();
         self.reserve(&mut state, last + 1)?;
         self.make_changes(&mut state)?;
-        state.changes += 1;
+        blocks.iter().for_each(|block| state.note(block.slot));
         let block_bytes = self.layout.block_bytes();
         if state.staging.is_none() {
             let bytes = (STAGING_BYTES / 2).max(block_bytes);

@@ -272,7 +272,7 @@ impl TilePasses {
 impl Ahead {
     /// Whether this is the step that is asked for now.
     fn is(&self, inputs: &Inputs, plan: &Plan, kv: &ResidentKv) -> bool {
-        self.inputs == *inputs && self.tokens == plan.tokens && self.kv_changes == kv.changes()
+        self.inputs == *inputs && self.tokens == plan.tokens && !kv.changed_since(self.kv_changes, inputs.slots())
     }
 }
 

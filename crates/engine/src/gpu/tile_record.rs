@@ -177,6 +177,11 @@ impl Inputs {
         }
     }
 
+    /// Slots of all sessions.
+    pub(super) fn slots(&self) -> &[u32] {
+        &self.places[1 + 2 * self.places[0] as usize..]
+    }
+
     /// Positions that the rows reach.
     pub(super) fn positions(&self) -> usize {
         let rows = self.places[0] as usize;

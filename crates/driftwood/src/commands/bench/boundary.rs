@@ -145,7 +145,7 @@ impl EngineSide {
         for _ in 0..SLICE_TOKENS {
             let token = if how == LOGITS {
                 self.runner.step(&mut self.session, &mut self.logits)?;
-                self.session.sample(&mut self.logits)?
+                self.session.sample(&self.logits)?
             } else {
                 self.runner.next(&mut self.session)?
             };
