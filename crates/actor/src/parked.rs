@@ -12,6 +12,7 @@ use crate::desk::{Desk, SharedDesk, lock};
 use crate::instance::Guest;
 use crate::limits::TICKS_BEFORE_YIELD;
 use crate::{Error, LogLevel};
+use driftwood_compute::gpu::Buffer;
 use driftwood_engine::{Logits, Model, Work};
 use driftwood_region::Region;
 use std::future::Future;
@@ -62,6 +63,8 @@ enum Destination {
 struct Window {
     region: Arc<Region>,
     bytes: Range<usize>,
+    /// The region as the session's device sees it, where the device writes logits itself.
+    shared: Option<Buffer>,
 }
 
 impl Window {
@@ -84,7 +87,10 @@ pub(crate) async fn evaluate(caller: &mut Caller<'_, Guest>, session: i32, targe
     let destination = match target {
         Target::Nothing => None,
         Target::Token => Some(Destination::Token(0)),
-        Target::Guest(bytes) => Some(Destination::Guest(Window { region: caller.data().region()?, bytes })),
+        Target::Guest(bytes) => {
+            let shared = shared_memory(caller, session)?;
+            Some(Destination::Guest(Window { region: caller.data().region()?, bytes, shared }))
+        }
     };
     lock(&desk).ask(session, destination)?;
     let answer = Parked { _caller: caller, desk: &desk }.await;
@@ -95,6 +101,13 @@ pub(crate) async fn evaluate(caller: &mut Caller<'_, Guest>, session: i32, targe
         desk.note(Error::Compute { why });
         Refused::ModelError
     })
+}
+
+/// The guest's memory as the session's device sees it; `None` where the host copies logits.
+fn shared_memory(caller: &mut Caller<'_, Guest>, session: i32) -> Result<Option<Buffer>, Refused> {
+    let gpu = lock(&caller.data().desk).sessions.get(session)?.model().logits_device().cloned();
+    let Some(gpu) = gpu else { return Ok(None) };
+    Ok(caller.data_mut().imported(&gpu)?.ok().map(|imported| imported.buffer().clone()))
 }
 
 /// A parked call. Dropping it takes its request off the desk, and with it the window.
@@ -161,13 +174,20 @@ impl Desk {
     pub(crate) fn work(&mut self) -> Option<Work<'_>> {
         let Slot::Asked(request) = &mut self.slot else { return None };
         let entry = self.sessions.entry(request.session).ok()?;
-        let logits = match &mut request.logits {
-            None => Logits::None,
-            Some(Destination::Token(token)) => Logits::Next(token),
-            // SAFETY: a window is on the desk only while `Parked` holds the guest's `Caller`, and the loop is not polling it now.
-            Some(Destination::Guest(window)) => Logits::Last(unsafe { window.floats() }),
-        };
-        Some(Work::new(&mut entry.session, logits))
+        let session = &mut entry.session;
+        Some(match &mut request.logits {
+            None => Work::new(session, Logits::None),
+            Some(Destination::Token(token)) => Work::new(session, Logits::Next(token)),
+            Some(Destination::Guest(window)) => {
+                let (shared, at) = (window.shared.clone(), window.bytes.start as u64);
+                // SAFETY: a window is on the desk only while `Parked` holds the guest's `Caller`, and the loop is not polling it now.
+                let work = Work::new(session, Logits::Last(unsafe { window.floats() }));
+                match shared {
+                    Some(buffer) => work.shared_with_device(buffer, at),
+                    None => work,
+                }
+            }
+        })
     }
 
     /// Ends the parked call's wait with the outcome of a step that took so long.

@@ -10,7 +10,7 @@ use crate::limits::{GPU_OUTPUTS_PER_PASS_MAX, ROWS_PER_PASS_MAX, TILE_ROWS_PER_P
 use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, Rotations};
 use crate::{Error, Model, Session};
-use driftwood_compute::gpu::{Draw, Timed};
+use driftwood_compute::gpu::{Buffer, Draw, Timed};
 use driftwood_compute::{Activations, AttendScratch, AttendShape, Cpu, KvDType, KvLayout, KvSource, Matrix, Row, store_kv_row};
 use std::sync::Arc;
 
@@ -34,13 +34,22 @@ pub struct Work<'a> {
     pub session: &'a mut Session,
     /// What to answer.
     pub logits: Logits<'a>,
+    /// The slice of [`Logits::Last`] as a device sees it, and where it begins there in bytes.
+    pub(crate) shared: Option<(Buffer, u64)>,
     rows_done: usize,
 }
 
 impl<'a> Work<'a> {
     /// Evaluates what is appended to `session`.
     pub fn new(session: &'a mut Session, logits: Logits<'a>) -> Work<'a> {
-        Work { session, logits, rows_done: 0 }
+        Work { session, logits, shared: None, rows_done: 0 }
+    }
+
+    /// Says where the model's device ([`Model::logits_device`]) finds the very bytes of the slice of [`Logits::Last`], so that it writes
+    /// them itself: a buffer that shares the memory, and a multiple of 4.
+    pub fn shared_with_device(mut self, buffer: Buffer, offset_bytes: u64) -> Work<'a> {
+        self.shared = Some((buffer, offset_bytes));
+        self
     }
 
     /// How a device may choose the next token; `None` if the host must, or if logits are wanted.
@@ -159,10 +168,12 @@ impl Batch {
                 scratch.rotations.clear();
                 let mut step = Step { cpu: self.model.cpu(), layout, plan: &self.plan, scratch, work };
                 self.model.decoder().forward(&mut step);
-                Answer { logits: &scratch.logits, tokens: &[] }
+                Answer { logits: &scratch.logits, tokens: &[], wrote_shared: false }
             }
             Place::Gpu { tiles: Some(tiles), .. } if layout.dtype == KvDType::F16 => tiles.evaluate(&self.model, &self.plan, work)?,
-            Place::Gpu { plain, .. } => Answer { logits: plain.evaluate(&self.model, &self.plan, layout, work)?, tokens: &[] },
+            Place::Gpu { plain, .. } => {
+                Answer { logits: plain.evaluate(&self.model, &self.plan, layout, work)?, tokens: &[], wrote_shared: false }
+            }
         };
         answer.hand_out(self.model.config().vocabulary, &self.plan, work)?;
         for run in self.plan.rows.chunk_by(|a, b| a.session == b.session) {
@@ -212,6 +223,8 @@ pub(crate) struct Answer<'a> {
     pub(crate) logits: &'a [f32],
     /// (output), where the device chose tokens: of those that it may choose.
     pub(crate) tokens: &'a [u32],
+    /// Whether the device has written logits where [`Work::shared_with_device`] says.
+    pub(crate) wrote_shared: bool,
 }
 
 impl Answer<'_> {
@@ -223,6 +236,7 @@ impl Answer<'_> {
             let logits = || &self.logits[output * vocabulary..][..vocabulary];
             match &mut w.logits {
                 Logits::None => unreachable!("no output row was planned"),
+                Logits::Last(_) if self.wrote_shared && w.shared.is_some() => {}
                 Logits::Last(out) => out.copy_from_slice(logits()),
                 Logits::All(out) => {
                     out[w.rows_done * vocabulary..][..vocabulary].copy_from_slice(logits());

@@ -85,6 +85,11 @@ impl Model {
         (gpu.info().cooperative && self.cpu().arithmetic() == Arithmetic::Fast && fits).then_some(gpu)
     }
 
+    /// The device that writes logits itself into memory that is shared with it, if one does: see [`crate::Work::shared_with_device`].
+    pub fn logits_device(&self) -> Option<&Arc<Gpu>> {
+        self.tiles_on()
+    }
+
     fn upload_tiles(&self) -> Result<(), Error> {
         if self.tiles_on().is_none() {
             return Ok(());

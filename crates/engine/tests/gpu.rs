@@ -104,8 +104,8 @@ fn generated(batch: &mut Batch, session: &mut Session, count: usize, chosen_by_s
         if chosen_by_step(i) {
             batch.step(&mut [Work::new(session, Logits::Next(&mut token))]).unwrap();
         } else {
-            let mut logits = logits_of(batch, session);
-            token = session.sample(&mut logits).unwrap();
+            let logits = logits_of(batch, session);
+            token = session.sample(&logits).unwrap();
         }
         session.append(&[token]).unwrap();
         tokens.push(token);

@@ -62,11 +62,11 @@ struct Ahead {
 }
 
 /// What decides the commands of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Step {
     extents: Extents,
-    /// Whether the host reads logits.
-    logits: bool,
+    /// Where the logits of each output go, `None` for our own window; empty if nobody needs any.
+    logits: Vec<Option<(Buffer, u64)>>,
     /// Which half of the window gets the tokens.
     half: usize,
 }
@@ -113,16 +113,17 @@ impl TilePasses {
             None => {
                 self.make_room(model, kv)?;
                 self.write_tokens(&plan.tokens);
-                self.submit(model)?
+                let targets = targets(&self.inputs, plan, work);
+                self.submit(model, targets)?
             }
         };
         let asked = self.inputs.clone();
-        let mut last = submitted.step;
+        let mut last = submitted.step.clone();
         if asked.goes_ahead(work) && self.times.is_none() {
             self.inputs.advance();
             self.make_room(model, kv)?;
-            let submitted = self.submit(model)?;
-            last = submitted.step;
+            let submitted = self.submit(model, Vec::new())?;
+            last = submitted.step.clone();
             self.ahead = Some(Ahead { submitted, inputs: self.inputs.clone(), tokens: Vec::new(), kv_changes: kv.changes() });
         }
         if self.times.is_none() {
@@ -135,7 +136,7 @@ impl TilePasses {
     fn read(&mut self, model: &Model, asked: &Inputs, submitted: &Submitted) -> Result<Answer<'_>, Error> {
         let outputs = submitted.step.extents.outputs as usize;
         if outputs == 0 {
-            return Ok(Answer { logits: &[], tokens: &[] });
+            return Ok(Answer { logits: &[], tokens: &[], wrote_shared: true });
         }
         self.gpu.wait_for(submitted.number.clone())?;
         let scratch = self.scratch.as_ref().expect("make_room made it");
@@ -144,7 +145,7 @@ impl TilePasses {
             ahead.tokens = tokens.to_vec();
         }
         let logits = if asked.logits { outputs * model.config().vocabulary } else { 0 };
-        Ok(Answer { logits: &bytemuck::cast_slice(scratch.logits.bytes())[..logits], tokens })
+        Ok(Answer { logits: &bytemuck::cast_slice(scratch.logits.bytes())[..logits], tokens, wrote_shared: true })
     }
 
     /// Makes whatever is missing or too small for the inputs, and the program of their class.
@@ -208,8 +209,8 @@ impl TilePasses {
     }
 
     /// Writes the inputs but the tokens, and submits the step.
-    fn submit(&mut self, model: &Model) -> Result<Submitted, Error> {
-        let step = Step { extents: self.inputs.extents(), logits: self.inputs.logits, half: self.half };
+    fn submit(&mut self, model: &Model, logits: Vec<Option<(Buffer, u64)>>) -> Result<Submitted, Error> {
+        let step = Step { extents: self.inputs.extents(), logits, half: self.half };
         self.half = 1 - self.half;
         self.write_inputs(step.extents.rows)?;
         let prepared = self.prepared.take().filter(|prepared| prepared.step == step && self.times.is_none());
@@ -245,10 +246,11 @@ impl TilePasses {
             None => record(&mut encoder, &dispatches),
         }
         let mut shown = vec![scratch.chosen.buffer()];
-        if step.logits {
-            let bytes = u64::from(outputs) * 4 * model.config().vocabulary as u64;
-            encoder.copy_buffer_to_buffer(&scratch.buffers.logits, 0, scratch.logits.buffer(), 0, bytes);
-            shown.push(scratch.logits.buffer());
+        let row_bytes = 4 * model.config().vocabulary as u64;
+        for (target, from) in step.logits.iter().zip((0..).step_by(row_bytes as usize)) {
+            let (to, at) = target.as_ref().map_or((scratch.logits.buffer(), from), |(buffer, at)| (buffer, *at));
+            encoder.copy_buffer_to_buffer(&scratch.buffers.logits, from, to, at, row_bytes);
+            shown.push(to);
         }
         show_host(&mut encoder, shown);
         Ok(encoder.finish())
@@ -261,7 +263,7 @@ impl TilePasses {
             return Ok(());
         }
         inputs.advance();
-        let step = Step { extents: inputs.extents(), half: self.half, ..*last };
+        let step = Step { extents: inputs.extents(), half: self.half, logits: last.logits.clone() };
         if self.programs[class_of(step.extents.rows)].is_some() {
             self.prepared = Some(Prepared { commands: self.encode(model, &step)?, step });
         }
@@ -274,6 +276,12 @@ impl Ahead {
     fn is(&self, inputs: &Inputs, plan: &Plan, kv: &ResidentKv) -> bool {
         self.inputs == *inputs && self.tokens == plan.tokens && !kv.changed_since(self.kv_changes, inputs.slots())
     }
+}
+
+/// Where the logits of each output go.
+fn targets(inputs: &Inputs, plan: &Plan, work: &[Work<'_>]) -> Vec<Option<(Buffer, u64)>> {
+    let target = |&row: &usize| work[plan.rows[row].session as usize].shared.clone();
+    if inputs.logits { plan.outputs.iter().map(target).collect() } else { Vec::new() }
 }
 
 /// The class of a number of rows.
