@@ -52,6 +52,11 @@ impl<'a> Work<'a> {
         self
     }
 
+    /// How the next token will be chosen, as far as a device can tell: by the session's own sampler, whoever samples.
+    pub(crate) fn guess(&self) -> Option<Draw> {
+        if matches!(self.logits, Logits::Next(_) | Logits::Last(_)) { self.session.sampler().draw_on_device() } else { None }
+    }
+
     /// How a device may choose the next token; `None` if the host must, or if logits are wanted.
     pub(crate) fn draw(&self) -> Option<Draw> {
         if matches!(self.logits, Logits::Next(_)) { self.session.sampler().draw_on_device() } else { None }

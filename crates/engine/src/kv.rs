@@ -278,7 +278,7 @@ impl Kv {
         if slots.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Fetched { window: resident.download(&slots)?, resident: resident.clone() }))
+        Ok(Some(Fetched { window: Some(resident.download(&slots)?), resident: resident.clone() }))
     }
 
     /// Calls `f` with the offset in a block of each (layer, key or value, head) tile, in order, and the bytes of a row.
@@ -297,13 +297,22 @@ impl Kv {
 /// Blocks that were brought from a device, in the order of those that stood there.
 #[derive(Debug)]
 pub(crate) struct Fetched {
-    window: Window,
+    window: Option<Window>, // until it is given back
     resident: Arc<ResidentKv>,
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        if let Some(window) = self.window.take() {
+            self.resident.give_back(window);
+        }
+    }
 }
 
 impl Fetched {
     /// The bytes of the `index`-th.
     pub(crate) fn block(&self, index: usize) -> &[u8] {
-        &self.window.bytes()[self.resident.block_in_window(index)]
+        let window = self.window.as_ref().expect("it is given back on drop");
+        &window.bytes()[self.resident.block_in_window(index)]
     }
 }

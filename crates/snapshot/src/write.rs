@@ -5,14 +5,15 @@ use crate::header::{self, Tensor};
 use crate::publish::Temp;
 use crate::{Error, Existing, Hash, Manifest};
 use std::fs::File;
+use std::num::NonZero;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// One thread copies into the page cache while the other hashes. More would queue at the file's lock.
-const WRITE_THREADS: usize = 2;
+/// One thread copies into the page cache while the others hash: more would queue at the file's lock.
+const WRITE_THREADS_MAX: usize = 8;
 /// Less KV than this is not worth a second thread.
 const PARALLEL_BYTES_MIN: u64 = 4 << 20;
 /// Small slices are gathered into writes of about this size.
@@ -69,7 +70,7 @@ pub fn write(contents: &Contents<'_>, path: &Path, existing: Existing) -> Result
 
 /// Hashes and writes everything into a private file beside `path`.
 ///
-/// The slices of `contents` are hashed and written where they lie, the pages of memory that are all zero left out. Two threads share
+/// The slices of `contents` are hashed and written where they lie, the pages of memory that are all zero left out. Several threads share
 /// the work where there is much KV. The header comes last, since it holds the hashes; it has its final size from the start.
 ///
 /// # Errors
@@ -136,7 +137,8 @@ fn write_data(contents: &Contents<'_>, plan: &Plan<'_>, temp: &Temp) -> Result<V
         }
     };
     std::thread::scope(|scope| {
-        let helpers = if plan.data_bytes < PARALLEL_BYTES_MIN { 0 } else { WRITE_THREADS - 1 };
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get).clamp(2, WRITE_THREADS_MAX);
+        let helpers = if plan.data_bytes < PARALLEL_BYTES_MIN { 0 } else { threads - 1 };
         (0..helpers).for_each(|_| drop(scope.spawn(work)));
         work();
     });

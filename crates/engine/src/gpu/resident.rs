@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of shared memory through which blocks are sent.
 const STAGING_BYTES: usize = 64 << 20;
+/// Shared memory for blocks on their way out that is kept at most.
+const WINDOW_KEPT_BYTES_MAX: usize = 256 << 20;
 /// Slots that are made at first.
 const SLOTS_MIN: usize = 16;
 
@@ -31,6 +33,8 @@ struct State {
     /// When each slot was changed last, counted in changes.
     changed: Vec<u64>,
     staging: Option<Staging>,
+    /// Shared memory that blocks were last read into.
+    window: Option<Window>,
     /// All layers of a slot on their way to another.
     spare: Option<Buffer>,
 }
@@ -195,12 +199,16 @@ impl ResidentKv {
         if intact { Ok(()) } else { Err(Error::AlteredKv) }
     }
 
-    /// Reads slots into shared memory, one block behind the other as [`KvLayout`] lays them out.
+    /// Reads slots into shared memory, one block behind the other as [`KvLayout`] lays them out. [`ResidentKv::give_back`] takes the memory.
     pub(crate) fn download(&self, slots: &[usize]) -> Result<Window, Error> {
         let mut state = self.state();
         self.make_changes(&mut state)?;
         let block_bytes = self.layout.block_bytes();
-        let window = self.gpu.window((slots.len() * block_bytes).max(1))?;
+        let bytes = (slots.len() * block_bytes).max(1);
+        let window = match state.window.take().filter(|window| window.bytes().len() >= bytes) {
+            Some(window) => window,
+            None => self.gpu.window(bytes)?,
+        };
         let mut encoder = self.gpu.encoder();
         for (at, slot) in slots.iter().enumerate() {
             self.each_layer(*slot, |layer, in_block, in_layer, bytes| {
@@ -212,6 +220,15 @@ impl ResidentKv {
         self.gpu.submit(encoder)?;
         self.gpu.wait()?;
         Ok(window)
+    }
+
+    /// Keeps the memory of a download for the next, unless it is long: sharing it costs more than copying into it.
+    pub(crate) fn give_back(&self, window: Window) {
+        let mut state = self.state();
+        let longest = state.window.as_ref().map_or(0, |kept| kept.bytes().len());
+        if (longest..=WINDOW_KEPT_BYTES_MAX).contains(&window.bytes().len()) {
+            state.window = Some(window);
+        }
     }
 
     /// Where the bytes of block `index` stand in what [`ResidentKv::download`] made.

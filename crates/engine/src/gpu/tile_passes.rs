@@ -4,20 +4,25 @@
 //! **Ahead.** While every session only asks for its next token, the step after this one is submitted before this one's tokens are read:
 //! the device leaves them where the next step takes its own from. If the next call wants just that (the same places and tokens, and
 //! nothing else has touched the KV), it finds the step done or running; else what was computed is dropped. It wrote nothing but rows of
-//! KV behind the end of its sessions.
+//! KV behind the end of its sessions. Who reads logits and samples from them is run ahead of once some tokens in a row were those that the
+//! device would have chosen.
 
 use super::resident::ResidentKv;
 use super::tile_record::{Extents, Inputs, Most, RopeTables, Sections, TileBuffers, TileProgram, TileRecorder};
 use crate::batch::{Answer, Plan, Work};
 use crate::limits::{GPU_OUTPUTS_PER_PASS_MAX, TILE_ROWS_PER_PASS_MAX};
 use crate::{Error, Model};
-use driftwood_compute::gpu::{Binding, Buffer, CommandBuffer, Dispatch, Gpu, Sample, SubmissionIndex, Timed, Window, record, show_host};
+use driftwood_compute::gpu::{
+    Binding, Buffer, CommandBuffer, CommandEncoder, Dispatch, Gpu, Sample, SubmissionIndex, Timed, Window, record, show_host,
+};
 use std::sync::Arc;
 
 /// Rows that programs are recorded for.
 const CLASSES: [usize; 5] = [1, 16, 64, 256, TILE_ROWS_PER_PASS_MAX];
 /// Rows whose products may use scratch memory.
 const SCRATCH_CLASSES: [usize; 2] = [16, 64];
+/// Tokens in a row that the device has guessed before it runs ahead of who reads logits.
+const GUESSED_MIN: usize = 4;
 /// From one half of the window of tokens to the other.
 const HALF_BYTES: usize = 4096;
 
@@ -29,6 +34,9 @@ pub(crate) struct TilePasses {
     programs: [Option<TileProgram>; CLASSES.len()],
     ahead: Option<Ahead>,
     prepared: Option<Prepared>,
+    /// The tokens that the device chose last, and how often in a row they were those that came next.
+    chosen: Vec<u32>,
+    guessed: usize,
     /// Which half of the window the next step's tokens go to.
     half: usize,
     inputs: Inputs,
@@ -56,8 +64,6 @@ struct Scratch {
 struct Ahead {
     submitted: Submitted,
     inputs: Inputs,
-    /// The tokens that it starts from, read since.
-    tokens: Vec<u32>,
     kv_changes: u64,
 }
 
@@ -92,6 +98,8 @@ impl TilePasses {
             programs: Default::default(),
             ahead: None,
             prepared: None,
+            chosen: Vec::new(),
+            guessed: 0,
             half: 0,
             inputs: Inputs::default(),
             bytes: Vec::new(),
@@ -108,7 +116,12 @@ impl TilePasses {
         let home = work[plan.rows[0].session as usize].session.kv.home().clone();
         let kv = home.resident.as_deref().expect("tiles read KV in the device's memory");
         self.inputs.fill(plan, work);
-        let submitted = match self.ahead.take().filter(|ahead| ahead.is(&self.inputs, plan, kv)) {
+        self.guessed = if self.chosen == plan.tokens { self.guessed + 1 } else { 0 };
+        let submitted = match self.ahead.take().filter(|ahead| self.guessed > 0 && ahead.is(&self.inputs, kv)) {
+            Some(ahead) if self.inputs.logits => {
+                let targets = targets(&self.inputs, plan, work);
+                self.copy_logits(model, ahead.submitted.step, targets)?
+            }
             Some(ahead) => ahead.submitted,
             None => {
                 self.make_room(model, kv)?;
@@ -119,12 +132,13 @@ impl TilePasses {
         };
         let asked = self.inputs.clone();
         let mut last = submitted.step.clone();
-        if asked.goes_ahead(work) && self.times.is_none() {
+        let sure = !asked.logits || self.guessed >= GUESSED_MIN;
+        if sure && asked.goes_ahead(work) && self.times.is_none() {
             self.inputs.advance();
             self.make_room(model, kv)?;
             let submitted = self.submit(model, Vec::new())?;
             last = submitted.step.clone();
-            self.ahead = Some(Ahead { submitted, inputs: self.inputs.clone(), tokens: Vec::new(), kv_changes: kv.changes() });
+            self.ahead = Some(Ahead { submitted, inputs: self.inputs.clone(), kv_changes: kv.changes() });
         }
         if self.times.is_none() {
             self.prepare(model, &last)?;
@@ -141,9 +155,8 @@ impl TilePasses {
         self.gpu.wait_for(submitted.number.clone())?;
         let scratch = self.scratch.as_ref().expect("make_room made it");
         let tokens = &bytemuck::cast_slice(&scratch.chosen.bytes()[submitted.step.half * HALF_BYTES..])[..outputs];
-        if let Some(ahead) = &mut self.ahead {
-            ahead.tokens = tokens.to_vec();
-        }
+        self.chosen.clear();
+        self.chosen.extend_from_slice(tokens);
         let logits = if asked.logits { outputs * model.config().vocabulary } else { 0 };
         Ok(Answer { logits: &bytemuck::cast_slice(scratch.logits.bytes())[..logits], tokens, wrote_shared: true })
     }
@@ -245,15 +258,28 @@ impl TilePasses {
             Some(times) => *times = self.gpu.run_timed(&dispatches)?,
             None => record(&mut encoder, &dispatches),
         }
+        self.encode_logits(model, &mut encoder, &step.logits);
+        Ok(encoder.finish())
+    }
+
+    /// Encodes that the host sees what was chosen, and the logits where each target says.
+    fn encode_logits(&self, model: &Model, encoder: &mut CommandEncoder, targets: &[Option<(Buffer, u64)>]) {
+        let scratch = self.scratch.as_ref().expect("make_room made it");
         let mut shown = vec![scratch.chosen.buffer()];
         let row_bytes = 4 * model.config().vocabulary as u64;
-        for (target, from) in step.logits.iter().zip((0..).step_by(row_bytes as usize)) {
+        for (target, from) in targets.iter().zip((0..).step_by(row_bytes as usize)) {
             let (to, at) = target.as_ref().map_or((scratch.logits.buffer(), from), |(buffer, at)| (buffer, *at));
             encoder.copy_buffer_to_buffer(&scratch.buffers.logits, from, to, at, row_bytes);
             shown.push(to);
         }
-        show_host(&mut encoder, shown);
-        Ok(encoder.finish())
+        show_host(encoder, shown);
+    }
+
+    /// Copies the logits that a step ahead left on the device.
+    fn copy_logits(&mut self, model: &Model, step: Step, targets: Vec<Option<(Buffer, u64)>>) -> Result<Submitted, Error> {
+        let mut encoder = self.gpu.encoder();
+        self.encode_logits(model, &mut encoder, &targets);
+        Ok(Submitted { number: self.gpu.submit_numbered(encoder)?, step: Step { logits: targets, ..step } })
     }
 
     /// Encodes what will probably be the step after the one that was submitted last, while that one runs.
@@ -272,9 +298,9 @@ impl TilePasses {
 }
 
 impl Ahead {
-    /// Whether this is the step that is asked for now.
-    fn is(&self, inputs: &Inputs, plan: &Plan, kv: &ResidentKv) -> bool {
-        self.inputs == *inputs && self.tokens == plan.tokens && !kv.changed_since(self.kv_changes, inputs.slots())
+    /// Whether this is the step that is asked for now, if it begins with the tokens that the device chose.
+    fn is(&self, inputs: &Inputs, kv: &ResidentKv) -> bool {
+        self.inputs.same(inputs) && !kv.changed_since(self.kv_changes, inputs.slots())
     }
 }
 

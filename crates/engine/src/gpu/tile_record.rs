@@ -80,6 +80,8 @@ pub(super) struct Inputs {
     pub(super) draws: Vec<Draw>,
     /// Whether the host needs the logits of an output.
     pub(super) logits: bool,
+    /// Whether some output's token cannot be chosen by the device.
+    pub(super) unguessed: bool,
 }
 
 /// Room for the inputs of one step.
@@ -134,7 +136,7 @@ impl Sections {
 impl Inputs {
     /// Takes them from a plan.
     pub(super) fn fill(&mut self, plan: &Plan, work: &[Work<'_>]) {
-        let Inputs { places, outputs, ones, runs, draws, logits } = self;
+        let Inputs { places, outputs, ones, runs, draws, logits, unguessed } = self;
         [&mut *places, &mut *outputs, &mut *ones, &mut *runs].into_iter().for_each(Vec::clear);
         places.push(plan.rows.len() as u32);
         let mut tables = 1 + 2 * plan.rows.len();
@@ -159,10 +161,19 @@ impl Inputs {
         }
         outputs.push(plan.outputs.len() as u32);
         outputs.extend(plan.outputs.iter().map(|&row| row as u32));
-        let wanted = plan.outputs.iter().map(|&row| work[plan.rows[row].session as usize].draw());
-        *logits = wanted.clone().any(|draw| draw.is_none());
+        let of = |&row: &usize| &work[plan.rows[row].session as usize];
+        *logits = plan.outputs.iter().any(|row| of(row).draw().is_none());
+        *unguessed = plan.outputs.iter().any(|row| of(row).guess().is_none());
         draws.clear();
-        draws.extend(wanted.map(Option::unwrap_or_default));
+        draws.extend(plan.outputs.iter().map(|row| of(row).guess().unwrap_or_default()));
+    }
+
+    /// Whether the device computes the same for both, whatever is read of it.
+    pub(super) fn same(&self, other: &Inputs) -> bool {
+        fn words(i: &Inputs) -> [&[u32]; 4] {
+            [&i.places, &i.outputs, &i.ones, &i.runs]
+        }
+        words(self) == words(other) && self.draws == other.draws
     }
 
     pub(super) fn extents(&self) -> Extents {
@@ -188,11 +199,11 @@ impl Inputs {
         self.places[1..][..2 * rows].iter().step_by(2).max().map_or(0, |position| *position as usize + 1)
     }
 
-    /// Whether the step after this one may be computed before anyone asks: every session takes its next token from the device, and has
-    /// room for it in the block that it writes now.
+    /// Whether the step after this one may be computed before anyone asks: the device knows how every session's next token is chosen, and
+    /// each has room for it in the block that it writes now.
     pub(super) fn goes_ahead(&self, work: &[Work<'_>]) -> bool {
         let rows = self.outputs[1..].iter().map(|row| self.places[1 + 2 * *row as usize] as usize + 1);
-        !self.logits
+        !self.unguessed
             && self.draws.len() == work.len()
             && work.iter().all(|w| w.session.room() > 0)
             && rows.into_iter().all(|next| !next.is_multiple_of(KV_BLOCK_TOKENS))
