@@ -87,8 +87,10 @@ impl Gpu {
         watch(&opened.device, &failure);
         let info = describe(&adapter, &opened);
         let pipelines = folder.and_then(|folder| Pipelines::open(folder, &adapter.get_info(), &opened.device));
-        let gpu = Gpu { info, device: opened.device, queue: opened.queue, kernels: Mutex::default(), pipelines, failure };
-        gpu.check()?;
+        let mut gpu = Gpu { info, device: opened.device, queue: opened.queue, kernels: Mutex::default(), pipelines, failure };
+        if gpu.check().is_err() {
+            gpu.pipelines = None; // the driver refused what was kept; a loss is reported again
+        }
         Ok(Arc::new(gpu))
     }
 

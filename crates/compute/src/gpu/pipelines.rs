@@ -259,6 +259,7 @@ mod tests {
         assert_eq!(found(&second), None);
         second.kernel("add one", KernelSource::Checked(ADD_ONE)).unwrap();
         second.save_pipelines();
-        assert_eq!(std::fs::read(&file).unwrap(), good);
+        assert_eq!(found(&open(folder.path()).unwrap()), found(&second), "the third start finds it");
+        assert!(found(&second).is_some());
     }
 }
