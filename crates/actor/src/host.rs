@@ -161,7 +161,9 @@ impl Host {
         self.interrupt.clear();
         let runtime = self.runtime.clone();
         let _ticking = runtime.ticking();
-        Delivery::new(messages).run(self, on_event)
+        let results = Delivery::new(messages).run(self, on_event);
+        self.models.save_pipelines();
+        results
     }
 
     /// [`Host::deliver`] of one message.

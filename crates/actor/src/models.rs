@@ -42,6 +42,13 @@ impl Models {
         gpu.clone()
     }
 
+    /// Keeps the kernels that messages had compiled, so that a host that is killed later does not lose them.
+    pub(crate) fn save_pipelines(&self) {
+        if let Some(gpu) = &*self.gpu.lock().unwrap_or_else(PoisonError::into_inner) {
+            gpu.save_pipelines();
+        }
+    }
+
     pub(crate) fn set_gpu(&self, gpu: Arc<Gpu>) {
         *self.gpu.lock().unwrap_or_else(PoisonError::into_inner) = Some(gpu);
     }

@@ -1,6 +1,7 @@
 //! The device that a command runs on, from its flags.
 
 use crate::failure::mistake;
+use crate::paths;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use driftwood_compute::gpu::Gpu;
@@ -56,7 +57,7 @@ impl DeviceArgs {
         let arithmetic = if self.exact { Arithmetic::Exact } else { Arithmetic::Fast };
         let gpu = match self.device {
             DeviceKind::Cpu => None,
-            DeviceKind::Gpu => Some(Gpu::open(self.device_name.as_deref())?),
+            DeviceKind::Gpu => Some(Gpu::open_with_pipelines(self.device_name.as_deref(), paths::pipelines_folder().as_deref())?),
         };
         Ok(Device { cpu: Arc::new(Cpu::new(self.threads(), simd, arithmetic)), gpu })
     }

@@ -1,4 +1,4 @@
-//! Where things are kept: the state folder and the models folder.
+//! Where things are kept: the state folder, the models folder and the folder of compiled kernels.
 
 use crate::failure::mistake;
 use anyhow::Result;
@@ -23,6 +23,15 @@ pub fn models_folder() -> Result<PathBuf> {
     match std::env::var_os("DRIFTWOOD_MODELS").filter(|value| !value.is_empty()) {
         Some(folder) => Ok(folder.into()),
         None => Ok(platform_folder("XDG_CACHE_HOME", ".cache", "Library/Caches", "DRIFTWOOD_MODELS")?.join("models")),
+    }
+}
+
+/// The folder of a GPU's compiled kernels: `DRIFTWOOD_PIPELINES`, else one in the platform's cache folder. `None` if the variable is empty,
+/// or if there is no home folder: kernels are compiled at every start then.
+pub fn pipelines_folder() -> Option<PathBuf> {
+    match std::env::var_os("DRIFTWOOD_PIPELINES") {
+        Some(folder) => Some(folder).filter(|folder| !folder.is_empty()).map(PathBuf::from),
+        None => Some(platform_folder("XDG_CACHE_HOME", ".cache", "Library/Caches", "DRIFTWOOD_PIPELINES").ok()?.join("pipelines")),
     }
 }
 

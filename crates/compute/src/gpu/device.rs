@@ -4,9 +4,11 @@
 
 #![allow(unsafe_code)]
 
+use super::pipelines::Pipelines;
 use super::{GpuError, Kernel, KernelSource};
 use std::collections::HashMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wgpu::BufferUsages as Usage;
 use wgpu::Features;
@@ -53,6 +55,7 @@ pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     kernels: Mutex<HashMap<(String, bool), Arc<Kernel>>>,
+    pipelines: Option<Pipelines>,
     failure: Arc<Mutex<Option<GpuError>>>,
 }
 
@@ -69,12 +72,26 @@ impl Gpu {
     /// # Errors
     /// If there is none, or if its driver refuses.
     pub fn open(name_contains: Option<&str>) -> Result<Arc<Gpu>, GpuError> {
+        Gpu::open_with_pipelines(name_contains, None)
+    }
+
+    /// As [`Gpu::open`], with a folder that keeps compiled kernels, one file a device, where the driver can hand them out. Kernels found
+    /// there are not compiled again. Whatever is wrong with the folder or a file in it, it only costs time.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub fn open_with_pipelines(name_contains: Option<&str>, folder: Option<&Path>) -> Result<Arc<Gpu>, GpuError> {
         let adapter = choose(name_contains)?;
         let opened = super::Opened::open(&adapter)?;
         let failure = Arc::new(Mutex::new(None));
         watch(&opened.device, &failure);
         let info = describe(&adapter, &opened);
-        Ok(Arc::new(Gpu { info, device: opened.device, queue: opened.queue, kernels: Mutex::default(), failure }))
+        let pipelines = folder.and_then(|folder| Pipelines::open(folder, &adapter.get_info(), &opened.device));
+        let mut gpu = Gpu { info, device: opened.device, queue: opened.queue, kernels: Mutex::default(), pipelines, failure };
+        if gpu.check().is_err() {
+            gpu.pipelines = None; // the driver refused what was kept; a loss is reported again
+        }
+        Ok(Arc::new(gpu))
     }
 
     /// Opens the same device again, after it was lost. What was made with the lost one stays lost.
@@ -82,7 +99,15 @@ impl Gpu {
     /// # Errors
     /// If it is gone for good.
     pub fn reopen(&self) -> Result<Arc<Gpu>, GpuError> {
-        Gpu::open(Some(&self.info.name))
+        Gpu::open_with_pipelines(Some(&self.info.name), self.pipelines.as_ref().map(Pipelines::folder))
+    }
+
+    /// Writes the kernels compiled since the last time into the folder of pipelines, if there is one; otherwise does nothing. What cannot
+    /// be written is compiled again at the next start. Dropping the device does the same.
+    pub fn save_pipelines(&self) {
+        if let Some(pipelines) = self.pipelines.as_ref().filter(|_| !self.is_lost()) {
+            pipelines.save();
+        }
     }
 
     /// Whether a submit or a wait has found the device gone.
@@ -177,7 +202,7 @@ impl Gpu {
         if let Some(kernel) = lock(&self.kernels).get(&key) {
             return Ok(kernel.clone());
         }
-        let kernel = Arc::new(Kernel::compile(&self.device, label, source, None));
+        let kernel = Arc::new(Kernel::compile(&self.device, label, source, self.pipelines.as_ref().map(Pipelines::for_compiling)));
         self.check()?;
         lock(&self.kernels).insert(key, kernel.clone());
         Ok(kernel)
@@ -258,6 +283,12 @@ impl Gpu {
         Ok(())
     }
 
+    /// Where compiled kernels are kept, if they are.
+    #[cfg(test)]
+    pub(super) fn pipelines(&self) -> Option<&Pipelines> {
+        self.pipelines.as_ref()
+    }
+
     /// The failure that wgpu reported since the last call, if any. A loss stays.
     pub(super) fn check(&self) -> Result<(), GpuError> {
         if lock(&self.failure).is_none() {
@@ -269,6 +300,12 @@ impl Gpu {
             Some(lost @ GpuError::Lost { .. }) => Err(lost.clone()),
             _ => failure.take().map_or(Ok(()), Err),
         }
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        self.save_pipelines();
     }
 }
 

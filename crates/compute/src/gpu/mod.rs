@@ -3,6 +3,7 @@
 //! - `device.rs`: [`Gpu`], an opened device: what it offers, buffers, kernels, submission, loss.
 //! - `import.rs`: a host region as a GPU buffer without a copy; `import_vulkan.rs` and `import_metal.rs` are the two APIs behind it.
 //! - `kernel.rs`: a kernel compiled from WGSL, and what a step dispatches.
+//! - `pipelines.rs`: compiled kernels, kept in a file from one start to the next.
 //! - `plain.rs`: the kernels of a decoder that run on every device; their texts are in `wgsl/`.
 //! - `sample.rs`: the next token, chosen on the device.
 //! - `guest_kernel.rs`: [`GuestKernel`], a kernel that a guest brings, made harmless before it is submitted.
@@ -13,7 +14,7 @@
 //! On *unified* memory (integrated graphics, Apple Silicon, software devices) everything stays in shared regions. On a discrete device
 //! weights and KV live in the device's own memory and the shared window carries tokens, logits and snapshots.
 //!
-//! Files with `unsafe`: `device.rs`, `doctor.rs`, `import.rs`, `import_vulkan.rs`, `import_metal.rs`, `kernel.rs`.
+//! Files with `unsafe`: `device.rs`, `doctor.rs`, `import.rs`, `import_vulkan.rs`, `import_metal.rs`, `kernel.rs`, `pipelines.rs`.
 
 mod device;
 pub mod doctor;
@@ -27,6 +28,7 @@ mod import_metal;
 #[cfg(not(target_vendor = "apple"))]
 mod import_vulkan;
 mod kernel;
+mod pipelines;
 mod plain;
 #[cfg(test)]
 mod plain_tests;

@@ -1,6 +1,6 @@
 //! Journeys on the GPU, or on the software one that stands in for it.
 
-use crate::support::{Home, SMOLLM2, succeed};
+use crate::support::{Home, SMOLLM2, mode, succeed};
 use serde_json::Value;
 
 #[test]
@@ -25,6 +25,29 @@ fn a_guest_multiplies_on_the_gpu() {
     let home = Home::new();
     let product: Value = serde_json::from_str(&home.run(&["run", "matmul", "17 33 5", "--device", "gpu"])).unwrap();
     assert_eq!(product["errors"], 0);
+}
+
+#[test]
+fn compiled_kernels_are_kept_where_the_environment_says() {
+    let home = Home::new();
+    let files = |folder: &str| std::fs::read_dir(home.path(folder)).map_or(Vec::new(), |files| files.map(|f| f.unwrap().path()).collect());
+    let multiply = |folder: Option<&str>| {
+        let mut command = home.command(&["run", "matmul", "17 33 5", "--device", "gpu"]);
+        command.env_remove("DRIFTWOOD_PIPELINES").env("XDG_CACHE_HOME", home.path("cache"));
+        folder.map(|folder| command.env("DRIFTWOOD_PIPELINES", folder));
+        command.env("DRIFTWOOD_MODELS", crate::support::models());
+        succeed(command);
+    };
+    multiply(Some(""));
+    assert!(!home.path("cache/driftwood").exists(), "an empty name switches it off");
+    for (folder, variable) in [("cache/driftwood/pipelines", None), ("elsewhere", Some("elsewhere"))] {
+        multiply(variable);
+        let written = files(folder);
+        assert!(written.len() == 1 && mode(&written[0]) == 0o600 && mode(&home.path(folder)) == 0o700, "{written:?}");
+        let before = std::fs::read(&written[0]).unwrap();
+        multiply(variable);
+        assert_eq!((files(folder), std::fs::read(&written[0]).unwrap()), (written, before), "a second start has nothing to add");
+    }
 }
 
 #[test]

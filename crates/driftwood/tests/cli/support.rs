@@ -37,6 +37,7 @@ impl Home {
         let mut command = Command::new(env!("CARGO_BIN_EXE_driftwood"));
         command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
         command.env("DRIFTWOOD_STATE", self.path("state")).env("DRIFTWOOD_MODELS", self.path("no-models")).env("HOME", self.folder.path());
+        command.env("DRIFTWOOD_PIPELINES", self.path("pipelines"));
         command
     }
 
