@@ -93,8 +93,7 @@ impl Product {
         let guest = caller.data_mut();
         let why = match guest.imported(gpu) {
             Ok(Ok(imported)) => {
-                let product = gpu.gemm_f32(imported.buffer(), &self.gpu_ranges(), self.shape())?;
-                gpu.run_shared(&[product], imported)?;
+                gpu.run_gemm(&gpu.gemm_f32(imported, &self.gpu_ranges(), self.shape())?, imported)?;
                 let imported = imported.address();
                 self.note_addresses(caller, imported);
                 return Ok((GpuPath::Shared, None));

@@ -99,13 +99,13 @@ pub fn gemm(gpu: &Gpu) -> Result<GemmReport, GpuError> {
     let region = region(3 * bytes as usize)?;
     fill(words(&region));
     let shared = gpu.import(&region)?;
-    let in_place = gpu.gemm_f32(shared.buffer(), &ranges, shape)?;
+    let in_place = gpu.gemm_f32(&shared, &ranges, shape)?;
     let buffer = gpu.buffer("copied matrices", 3 * bytes)?;
-    let copied = gpu.gemm_f32(&buffer, &ranges, shape)?;
+    let copied = gpu.gemm_in_place(&buffer, &ranges, shape)?;
     let staging = gpu.readback("copied product", bytes)?;
     let sources: Vec<u8> = bytemuck::cast_slice(&words(&region)[..2 * (SIDE * SIDE) as usize]).to_vec();
     let mut product = vec![0f32; (SIDE * SIDE) as usize]; // (m, n)
-    let zero_copy_ms = median_ms(|| gpu.run_shared(std::slice::from_ref(&in_place), &shared))?;
+    let zero_copy_ms = median_ms(|| gpu.run_gemm(&in_place, &shared))?;
     let copy_ms = median_ms(|| {
         gpu.queue().write_buffer(&buffer, 0, &sources);
         let mut encoder = gpu.encoder();
@@ -178,14 +178,14 @@ fn touching(gpu: &Gpu, binding: Binding<'_>) -> Result<Dispatch, GpuError> {
 }
 
 /// A region that is open for so many bytes.
-fn region(bytes: usize) -> Result<Arc<Region>, GpuError> {
+pub(super) fn region(bytes: usize) -> Result<Arc<Region>, GpuError> {
     let made = Region::reserve(bytes).and_then(|region| region.commit(bytes).map(|()| region));
     made.map(Arc::new).map_err(|e| GpuError::NotImportable { why: e.to_string() })
 }
 
 /// The words of a region of this file's. No two of these slices are used at a time, and none while the GPU works.
 #[allow(clippy::mut_from_ref)] // a region is an address range, not an owner of its bytes
-fn words(region: &Region) -> &mut [u32] {
+pub(super) fn words(region: &Region) -> &mut [u32] {
     // SAFETY: the open bytes are readable, writable and aligned to pages; the regions here are private to one function each, which runs
     // on one thread and waits for the GPU before it looks.
     unsafe { std::slice::from_raw_parts_mut(region.base().as_ptr().cast(), region.open_bytes() / 4) }

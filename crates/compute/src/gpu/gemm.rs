@@ -3,8 +3,11 @@
 //! Ranges begin where the guest says, at any multiple of 4 bytes, and bindings at multiples of the device's alignment: a binding is the
 //! window from the aligned offset before the range, and the kernel is told where in it the range begins. All windows are bound for
 //! writing, because one buffer has one use in a dispatch.
+//!
+//! A discrete device reads an operand many times, each time over the bus: there the operands pass through its own memory, once, on its own
+//! queue. The host copies nothing either way.
 
-use super::{Binding, Dispatch, Gpu, GpuError, Plain, Product};
+use super::{Binding, Dispatch, Gpu, GpuError, Imported, Plain, Product, record, show_host};
 use std::ops::Range;
 
 /// The sizes of a product: `a` is (m, k), `b` is (k, n), `c` is (m, n), all row-major.
@@ -36,15 +39,73 @@ impl GemmShape {
     }
 }
 
+/// A product that is ready to run.
+#[derive(Clone, Debug)]
+pub struct Gemm {
+    product: Dispatch,
+    /// Memory of the device's own, where the operands stand as `there` says and in the shared memory as `here` says.
+    passing: Option<(wgpu::Buffer, GemmRanges, GemmRanges)>,
+}
+
+impl Gemm {
+    /// Records it, within memory that is shared with the device.
+    fn record(&self, encoder: &mut wgpu::CommandEncoder, memory: &Imported) {
+        let product = std::slice::from_ref(&self.product);
+        let Some((passing, here, there)) = &self.passing else { return record(encoder, product) };
+        for (from, to) in [(&here.a, &there.a), (&here.b, &there.b)].into_iter().filter(|(from, _)| !from.is_empty()) {
+            encoder.copy_buffer_to_buffer(memory.buffer(), from.start, passing, to.start, from.end - from.start);
+        }
+        record(encoder, product);
+        encoder.copy_buffer_to_buffer(passing, there.c.start, memory.buffer(), here.c.start, here.c.end - here.c.start);
+    }
+}
+
 impl Gpu {
-    /// Prepares `c = a * b` within one buffer, to be run as often as one likes.
+    /// Prepares `c = a * b` within memory that is shared with the device, to be run as often as one likes.
     ///
     /// # Errors
     /// [`GpuError::BeyondLimit`] if a matrix is longer than one binding or the product has too many rows or columns.
     ///
     /// # Panics
-    /// If the ranges do not fit the shape or leave the buffer, or the product is empty: the caller checked them.
-    pub fn gemm_f32(&self, buffer: &wgpu::Buffer, ranges: &GemmRanges, shape: GemmShape) -> Result<Dispatch, GpuError> {
+    /// If the ranges do not fit the shape or leave the memory, or the product is empty: the caller checked them.
+    pub fn gemm_f32(&self, memory: &Imported, ranges: &GemmRanges, shape: GemmShape) -> Result<Gemm, GpuError> {
+        if self.info().unified {
+            return Ok(Gemm { product: self.gemm_in_place(memory.buffer(), ranges, shape)?, passing: None });
+        }
+        self.gemm_passing(ranges, shape)
+    }
+
+    /// The way of a discrete device.
+    fn gemm_passing(&self, ranges: &GemmRanges, shape: GemmShape) -> Result<Gemm, GpuError> {
+        let there = self.side_by_side(shape);
+        let passing = self.buffer("operands on their way", there.c.end)?;
+        let product = self.gemm_in_place(&passing, &there, shape)?;
+        Ok(Gemm { product, passing: Some((passing, ranges.clone(), there)) })
+    }
+
+    /// Runs a product and waits: the host finds it in the memory that it was prepared for.
+    ///
+    /// # Errors
+    /// If the driver refuses or the device is lost.
+    pub fn run_gemm(&self, gemm: &Gemm, memory: &Imported) -> Result<(), GpuError> {
+        let mut encoder = self.encoder();
+        gemm.record(&mut encoder, memory);
+        show_host(&mut encoder, [memory.buffer()]);
+        self.submit(encoder)?;
+        self.wait()
+    }
+
+    /// Ranges for the matrices of a shape in a buffer of their own.
+    fn side_by_side(&self, shape: GemmShape) -> GemmRanges {
+        let [a, b, c] = shape.bytes();
+        let align = self.info().binding_align_bytes;
+        let b_at = a.next_multiple_of(align);
+        let c_at = (b_at + b).next_multiple_of(align);
+        GemmRanges { a: 0..a, b: b_at..b_at + b, c: c_at..c_at + c }
+    }
+
+    /// Prepares `c = a * b` within one buffer, read and written where the ranges are.
+    pub(super) fn gemm_in_place(&self, buffer: &wgpu::Buffer, ranges: &GemmRanges, shape: GemmShape) -> Result<Dispatch, GpuError> {
         let lengths = [&ranges.a, &ranges.b, &ranges.c].map(|range| range.end - range.start);
         assert_eq!(lengths, shape.bytes(), "{shape:?}");
         assert!(lengths[2] > 0, "an empty product needs no GPU");
@@ -66,16 +127,13 @@ impl Gpu {
     /// # Panics
     /// As [`Gpu::gemm_f32`].
     pub fn gemm_f32_copied(&self, a: &[f32], b: &[f32], c: &mut [f32], shape: GemmShape) -> Result<(), GpuError> {
-        let bytes = [a.len(), b.len(), c.len()].map(|len| len as u64 * 4);
-        let b_at = bytes[0].next_multiple_of(self.info().binding_align_bytes);
-        let c_at = (b_at + bytes[1]).next_multiple_of(self.info().binding_align_bytes);
-        let ranges = GemmRanges { a: 0..bytes[0], b: b_at..b_at + bytes[1], c: c_at..c_at + bytes[2] };
+        let ranges = self.side_by_side(shape);
         let buffer = self.buffer("copied matrices", ranges.c.end)?;
-        let product = self.gemm_f32(&buffer, &ranges, shape)?;
-        self.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(a));
-        self.queue().write_buffer(&buffer, b_at, bytemuck::cast_slice(b));
+        let product = self.gemm_in_place(&buffer, &ranges, shape)?;
+        self.queue().write_buffer(&buffer, ranges.a.start, bytemuck::cast_slice(a));
+        self.queue().write_buffer(&buffer, ranges.b.start, bytemuck::cast_slice(b));
         self.run(&[product])?;
-        self.read(&buffer, c_at, bytemuck::cast_slice_mut(c))
+        self.read(&buffer, ranges.c.start, bytemuck::cast_slice_mut(c))
     }
 
     /// The binding that holds a range, and the index of the range's first element in it.
@@ -92,6 +150,7 @@ impl Gpu {
 
 #[cfg(test)]
 mod tests {
+    use super::super::doctor::{region, words};
     use super::*;
     use crate::gpu::tests::gpu;
     use crate::{Arithmetic, Cpu, Simd};
@@ -128,14 +187,19 @@ mod tests {
             let mut all = vec![f32::NAN; (c_end / 4) as usize + 2];
             all[(at / 4) as usize..][..a.len()].copy_from_slice(&a);
             all[(b_at / 4) as usize..][..b.len()].copy_from_slice(&b);
-            let buffer = gpu.buffer("all", 4 * all.len() as u64).unwrap();
-            gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&all));
-            gpu.run(&[gpu.gemm_f32(&buffer, &ranges, shape).unwrap()]).unwrap();
-            let mut got = vec![0f32; all.len()];
-            gpu.read(&buffer, 0, bytemuck::cast_slice_mut(&mut got)).unwrap();
-            all[(c_at / 4) as usize..][..(m * n) as usize].copy_from_slice(&on_cpu(&a, &b, shape));
+            let mut want = all.clone();
+            want[(c_at / 4) as usize..][..(m * n) as usize].copy_from_slice(&on_cpu(&a, &b, shape));
             let same = |(x, y): (&f32, &f32)| (x - y).abs() <= 1e-5 || (x.is_nan() && y.is_nan());
-            assert!(got.iter().zip(&all).all(same), "{shape:?}");
+            let region = region(4 * all.len()).unwrap();
+            let memory = gpu.import(&region).unwrap();
+            for passing in [false, true] {
+                words(&region)[..all.len()].copy_from_slice(bytemuck::cast_slice(&all));
+                let product = if passing { None } else { Some(gpu.gemm_in_place(memory.buffer(), &ranges, shape).unwrap()) };
+                let gemm = product.map_or_else(|| gpu.gemm_passing(&ranges, shape), |product| Ok(Gemm { product, passing: None }));
+                gpu.run_gemm(&gemm.unwrap(), &memory).unwrap();
+                let got: &[f32] = bytemuck::cast_slice(&words(&region)[..all.len()]);
+                assert!(got.iter().zip(&want).all(same), "{shape:?}, passing: {passing}");
+            }
         }
     }
 

@@ -44,7 +44,7 @@ use import_vulkan::Opened;
 
 pub use device::{Gpu, GpuInfo};
 pub use error::GpuError;
-pub use gemm::{GemmRanges, GemmShape};
+pub use gemm::{Gemm, GemmRanges, GemmShape};
 pub use guest_dispatch::{GuestDispatch, GuestDispatchError};
 pub use guest_kernel::{GuestBinding, GuestKernel, GuestKernelError, GuestKernelLimits};
 pub use import::{Imported, Window};
