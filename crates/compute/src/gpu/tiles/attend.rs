@@ -8,6 +8,7 @@
 //! have the same bits, and so has a row in any company.
 
 use super::super::{Binding, Dispatch, Gpu, GpuError, Heads, KernelSource};
+use super::attend_fused::Turn;
 use super::attend_text::{Attend, ROPE_WARPS, TILE_ROWS, rope_store_text};
 use super::one_row::WORKGROUP_BYTES;
 use super::product::{bad, grid, room};
@@ -16,6 +17,9 @@ use crate::KV_BLOCK_TOKENS;
 
 /// Rows of a run at most.
 pub const RUN_ROWS_MAX: usize = TILE_ROWS as usize;
+
+/// Blocks up to which [`TileAttention::short_ones`] is faster than [`TileAttention::fused_ones`].
+pub const SHORT_BLOCKS_MAX: usize = 4;
 
 /// The attention of a layer.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +57,17 @@ pub struct Attended<'a> {
     /// What [`TileAttention::rope_store`] wrote, [`TileAttention::q_bytes`] long.
     pub q: Binding<'a>,
     /// The slots. All of a slot must be numbers, tokens that nobody has written yet included.
+    pub kv: Binding<'a>,
+    /// Positions and tables.
+    pub places: Binding<'a>,
+}
+
+/// What an attention reads that rotates and stores on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Fused<'a> {
+    /// What is rotated and stored.
+    pub rotation: Rotation<'a>,
+    /// The slots, as for [`Attended`]; the rows' keys and values are written.
     pub kv: Binding<'a>,
     /// Positions and tables.
     pub places: Binding<'a>,
@@ -127,19 +142,11 @@ impl TileAttention {
         places: Binding<'_>,
         (q, kv): (Binding<'_>, Binding<'_>),
     ) -> Result<Dispatch, GpuError> {
-        let Attend { heads, kv_heads, head_dim, .. } = self.shape;
-        let all = heads + 2 * kv_heads;
-        room("the heads", from.qkv, 4 * most * (all * head_dim) as usize)?;
-        room("the rotations", from.rotations, 4 * head_dim as usize)?;
+        let all = self.shape.heads + 2 * self.shape.kv_heads;
         room("the queries", q, self.q_bytes(most))?;
         room("the slots", kv, self.slot_bytes())?;
         grid(gpu, most)?;
-        let mut bindings = vec![from.qkv, from.rotations, places];
-        if let Some(norms) = from.norms {
-            room("the weights of a head's norm", norms.q, 4 * head_dim as usize)?;
-            room("the weights of a head's norm", norms.k, 4 * head_dim as usize)?;
-            bindings.extend([norms.q, norms.k]);
-        }
+        let mut bindings = self.rotated(most, from, places)?;
         bindings.extend([q, kv]);
         let text = rope_store_text(&self.shape, from.interleaved, from.norms.map(|norms| norms.norm));
         let kernel = gpu.kernel("rotate and store", KernelSource::Trusted(&text))?;
@@ -179,9 +186,72 @@ impl TileAttention {
         self.check(from, ones, out)?;
         room("the scratch memory", scratch, self.scratch_bytes(1, 1) as usize)?;
         let blocks = gpu.kernel("attention of a block", KernelSource::Trusted(&self.shape.ones_text()))?;
-        let join = gpu.kernel("join of blocks", KernelSource::Trusted(&self.shape.join_text()))?;
+        let join = gpu.kernel("join of blocks", KernelSource::Trusted(&self.shape.join_text(true)))?;
         let blocks = gpu.dispatch(&blocks, &[from.q, from.kv, from.places, ones, scratch], [1, self.shape.kv_heads, 1]);
         Ok([blocks, gpu.dispatch(&join, &[scratch, from.places, ones, out], [self.shape.heads, 1, 1])])
+    }
+
+    /// Whether workgroup memory takes what [`TileAttention::fused_ones`] and [`TileAttention::short_ones`] need.
+    pub fn fuses(&self) -> bool {
+        self.shape.fuses()
+    }
+
+    /// [`TileAttention::rope_store`] and [`TileAttention::ones`] in two dispatches, to be run in order, for a step in which every row is
+    /// alone, in a session of its own. The bits are the same.
+    ///
+    /// Workgroups of the first are `[blocks, _, rows]`, of the second `[_, rows, 1]`, as for `ones`.
+    ///
+    /// # Errors
+    /// If the attention does not fuse, if a binding is too short, or if the driver refuses.
+    pub fn fused_ones(&self, gpu: &Gpu, from: Fused<'_>, scratch: Binding<'_>, out: Binding<'_>) -> Result<[Dispatch; 2], GpuError> {
+        room("the scratch memory", scratch, self.scratch_bytes(1, 1) as usize)?;
+        let (turn, mut bindings) = self.fused(from, out)?;
+        bindings.push(scratch);
+        let blocks = gpu.kernel("rotation and attention of a block", KernelSource::Trusted(&self.shape.fused_text(turn)))?;
+        let join = gpu.kernel("join of all rows' blocks", KernelSource::Trusted(&self.shape.join_text(false)))?;
+        let blocks = gpu.dispatch(&blocks, &bindings, [1, self.shape.kv_heads, 1]);
+        Ok([blocks, gpu.dispatch(&join, &[scratch, from.places, out], [self.shape.heads, 1, 1])])
+    }
+
+    /// [`TileAttention::fused_ones`] in one dispatch, for rows that see few blocks: a workgroup has all of them. The bits are the same.
+    ///
+    /// Workgroups are `[1, _, rows]`.
+    ///
+    /// # Errors
+    /// If the attention does not fuse, if a binding is too short, or if the driver refuses.
+    pub fn short_ones(&self, gpu: &Gpu, from: Fused<'_>, out: Binding<'_>) -> Result<Dispatch, GpuError> {
+        let (turn, mut bindings) = self.fused(from, out)?;
+        bindings.push(out);
+        let kernel = gpu.kernel("rotation and attention of a row", KernelSource::Trusted(&self.shape.short_text(turn)))?;
+        Ok(gpu.dispatch(&kernel, &bindings, [1, self.shape.kv_heads, 1]))
+    }
+
+    /// How a fused kernel rotates, and its bindings but for the last.
+    fn fused<'a>(&self, from: Fused<'a>, out: Binding<'_>) -> Result<(Turn, Vec<Binding<'a>>), GpuError> {
+        if !self.fuses() {
+            return Err(bad("the heads leave no workgroup memory to rotate them in: rotate and store them on their own"));
+        }
+        room("the slots", from.kv, self.slot_bytes())?;
+        room("the places", from.places, 16)?;
+        room("the output", out, self.out_bytes(1))?;
+        let mut bindings = self.rotated(1, from.rotation, from.places)?;
+        bindings.push(from.kv);
+        let Rotation { interleaved, norms, .. } = from.rotation;
+        Ok((Turn { interleaved, norm: norms.map(|norms| norms.norm) }, bindings))
+    }
+
+    /// The bindings of a rotation of `most` rows.
+    fn rotated<'a>(&self, most: usize, from: Rotation<'a>, places: Binding<'a>) -> Result<Vec<Binding<'a>>, GpuError> {
+        let Attend { heads, kv_heads, head_dim, .. } = self.shape;
+        room("the heads", from.qkv, 4 * most * ((heads + 2 * kv_heads) * head_dim) as usize)?;
+        room("the rotations", from.rotations, 4 * head_dim as usize)?;
+        let mut bindings = vec![from.qkv, from.rotations, places];
+        if let Some(norms) = from.norms {
+            room("the weights of a head's norm", norms.q, 4 * head_dim as usize)?;
+            room("the weights of a head's norm", norms.k, 4 * head_dim as usize)?;
+            bindings.extend([norms.q, norms.k]);
+        }
+        Ok(bindings)
     }
 
     fn check(&self, from: Attended<'_>, which: Binding<'_>, out: Binding<'_>) -> Result<(), GpuError> {

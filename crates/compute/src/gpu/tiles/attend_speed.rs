@@ -89,6 +89,27 @@ impl Bench {
         both
     }
 
+    fn fused(&self, step: Step, layer: usize, short: bool) -> Vec<Dispatch> {
+        let (places, rows) = (self.places(step), (step.sessions * step.rows) as u32);
+        let rotation =
+            Rotation { qkv: Binding::whole(&self.qkv), rotations: Binding::whole(&self.rotations), interleaved: false, norms: None };
+        let from = Fused { rotation, kv: Binding::whole(&self.kv[layer % LAYERS]), places: Binding::whole(&places) };
+        let (scratch, out) = (Binding::whole(&self.scratch), Binding::whole(&self.out));
+        if short {
+            let mut all = self.attention.short_ones(&self.gpu, from, out).unwrap();
+            all.workgroups[2] = rows;
+            return vec![all];
+        }
+        let mut both = self.attention.fused_ones(&self.gpu, from, scratch, out).unwrap();
+        (both[0].workgroups[0], both[0].workgroups[2], both[1].workgroups[1]) = (step.tokens.div_ceil(64) as u32, rows, rows);
+        both.to_vec()
+    }
+
+    /// Rotation, then attention.
+    fn apart(&self, step: Step, layer: usize) -> Vec<Dispatch> {
+        std::iter::once(self.rope_store(step, layer)).chain(self.ones(step, layer)).collect()
+    }
+
     fn runs(&self, step: Step, layer: usize) -> Dispatch {
         let (places, rows) = (self.places(step), step.sessions * step.rows);
         let each = |first: usize| [first as u32, (step.rows - first % step.rows).min(RUN_ROWS_MAX) as u32];
@@ -99,6 +120,26 @@ impl Bench {
         let mut dispatch = self.attention.runs(&self.gpu, self.attended(layer, &places), which, out).unwrap();
         dispatch.workgroups[0] = runs[0];
         dispatch
+    }
+}
+
+/// Rotation and attention of one row, in three dispatches, in two and in one.
+#[test]
+#[ignore = "needs a GPU with cooperative matrices; prints a table"]
+#[allow(clippy::print_stdout, reason = "the table is what it is for")]
+fn attend_fused_speed() {
+    let gpu = cooperative();
+    for (heads, kv_heads, head_dim) in [(32, 8, 64), (24, 8, 128), (4, 1, 256)] {
+        let bench = Bench::new(&gpu, Heads { heads, kv_heads, head_dim });
+        let clock = Clock::new(&gpu, vec![bench.runs(Step { sessions: 1, rows: 1024, tokens: 1024 }, 0)]);
+        for tokens in [64, 128, 192, 256, 512, 1024, 4096] {
+            let step = Step { sessions: 1, rows: 1, tokens };
+            let time = |one: &dyn Fn(usize) -> Vec<Dispatch>| clock.steady(&layers(one)) / 16.0;
+            let (apart, fused) = (time(&|layer| bench.apart(step, layer)), time(&|layer| bench.fused(step, layer, false)));
+            let (first, short) =
+                (time(&|layer| vec![bench.fused(step, layer, false)[0].clone()]), time(&|layer| bench.fused(step, layer, true)));
+            println!("{heads}/{kv_heads}/{head_dim} {tokens}: apart {apart:.2}, fused {fused:.2} (blocks {first:.2}), short {short:.2} us");
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The text of the attention kernels through naga's validator, and on a device attention against f64 and against itself.
 
+use super::attend_fused::Turn;
 use super::attend_text::{Attend, rope_store_text};
 use super::tests::{Random, cooperative, upload, validate};
 use super::*;
@@ -16,9 +17,15 @@ fn attention_kernels_are_valid() {
         let name = format!("{shape:?}");
         validate(&name, &shape.runs_text());
         validate(&name, &shape.ones_text());
-        validate(&name, &shape.join_text());
+        validate(&name, &shape.join_text(true));
+        validate(&name, &shape.join_text(false));
         for (interleaved, norm) in [(false, None), (true, Some(Norm { eps: 1e-6 }))] {
             validate(&name, &rope_store_text(&shape, interleaved, norm));
+            let turn = Turn { interleaved, norm };
+            if shape.fuses() {
+                validate(&name, &shape.fused_text(turn));
+                validate(&name, &shape.short_text(turn));
+            }
         }
     }
 }
@@ -196,6 +203,102 @@ impl<'a> Staged<'a> {
             dispatches[1].workgroups[1] = rows as u32 + 1;
             dispatches.to_vec()
         })
+    }
+}
+
+/// What rotation takes, random.
+struct Heads32 {
+    qkv: wgpu::Buffer,
+    rotations: wgpu::Buffer,
+    norms: [wgpu::Buffer; 2],
+}
+
+impl Heads32 {
+    fn new(gpu: &Gpu, random: &mut Random, scene: &Scene) -> Heads32 {
+        let Attend { heads, kv_heads, head_dim, .. } = scene.attention.shape;
+        let positions = scene.rows.iter().map(|(_, position)| position + 1).max().unwrap_or(1);
+        let mut floats = |n: usize, size: f32| {
+            let floats: Vec<f32> = (0..n * head_dim as usize).map(|_| size * random.float()).collect();
+            upload(gpu, bytemuck::cast_slice(&floats))
+        };
+        let qkv = floats(scene.rows.len() * (heads + 2 * kv_heads) as usize, 4.0);
+        Heads32 { qkv, rotations: floats(positions, 1.0), norms: [floats(1, 2.0), floats(1, 2.0)] }
+    }
+
+    fn rotation(&self, interleaved: bool, normed: bool) -> Rotation<'_> {
+        let [q, k] = self.norms.each_ref().map(Binding::whole);
+        let norms = normed.then_some(HeadNorms { q, k, norm: Norm { eps: 1e-6 } });
+        Rotation { qkv: Binding::whole(&self.qkv), rotations: Binding::whole(&self.rotations), interleaved, norms }
+    }
+}
+
+/// Ways to rotate, store and attend to rows that are alone.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Apart,
+    Fused,
+    Short,
+}
+
+impl Staged<'_> {
+    /// The outputs and the slots after a step whose rows are all alone.
+    fn step(&self, way: Way, rotation: Rotation<'_>) -> (Vec<u16>, Vec<u16>) {
+        let (gpu, attention, rows) = (self.gpu, &self.scene.attention, self.scene.rows.len() as u32);
+        let blocks = self.scene.rows.iter().map(|(_, position)| attention.blocks(*position)).max().unwrap();
+        gpu.queue().write_buffer(&self.kv, 0, bytemuck::cast_slice(&self.scene.kv));
+        let scratch = gpu.buffer("scratch", attention.scratch_bytes(rows as usize, blocks)).unwrap();
+        let ones = upload(gpu, bytemuck::cast_slice(&std::iter::once(rows).chain(0..rows).collect::<Vec<_>>()));
+        let Attended { q, kv, places } = self.attended();
+        let (fused, scratch) = (Fused { rotation, kv, places }, Binding::whole(&scratch));
+        let sized = |mut both: [Dispatch; 2]| {
+            (both[0].workgroups[0], both[0].workgroups[2], both[1].workgroups[1]) = (blocks as u32 + 1, rows + 1, rows + 1);
+            both.to_vec()
+        };
+        let out = self.outputs(|out| match way {
+            Way::Apart => {
+                let mut all = vec![attention.rope_store(gpu, rows as usize, rotation, places, (q, kv)).unwrap()];
+                all.extend(sized(attention.ones(gpu, self.attended(), Binding::whole(&ones), scratch, out).unwrap()));
+                all
+            }
+            Way::Fused => sized(attention.fused_ones(gpu, fused, scratch, out).unwrap()),
+            Way::Short => {
+                let mut dispatch = attention.short_ones(gpu, fused, out).unwrap();
+                dispatch.workgroups[2] = rows + 1;
+                vec![dispatch]
+            }
+        });
+        let mut after = vec![0; self.scene.kv.len()];
+        gpu.read(&self.kv, 0, bytemuck::cast_slice_mut(&mut after)).unwrap();
+        (out, after)
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn attend_fused_has_the_same_bits() {
+    let gpu = cooperative();
+    let mut random = Random(31);
+    let hows = [(false, false), (true, true), (false, true)];
+    for ((heads, kv_heads, head_dim), (interleaved, normed)) in SHAPES.into_iter().flat_map(|s| hows.map(|how| (s, how))) {
+        for window in [None, Some(1), Some(100)] {
+            let firsts = [0, 1, 63, 64, 127, 128, 130, 200, 64 * 5, random.next() as usize % 3000];
+            let scene = Scene::new(&mut random, Heads { heads, kv_heads, head_dim }, window, &firsts.map(|first| (first, 1)));
+            if !scene.attention.fuses() {
+                continue;
+            }
+            let (staged, inputs) = (Staged::new(&gpu, &scene), Heads32::new(&gpu, &mut random, &scene));
+            let rotation = inputs.rotation(interleaved, normed);
+            let want = staged.step(Way::Apart, rotation);
+            assert_ne!(want.1, bytemuck::cast_slice::<f16, u16>(&scene.kv), "nothing was stored");
+            for way in [Way::Fused, Way::Short] {
+                let got = staged.step(way, rotation);
+                for (what, got, want) in [("outputs", &got.0, &want.0), ("slots", &got.1, &want.1)] {
+                    let at: Vec<usize> = (0..want.len()).filter(|i| got[*i] != want[*i]).collect();
+                    let (shape, first) = (scene.attention.shape, at.first());
+                    assert!(at.is_empty(), "{shape:?} {interleaved} {normed} {way:?}: {} {what} differ, first {first:?}", at.len());
+                }
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::text::{LANES, head};
 use std::fmt::Write as _;
 
 /// Tokens of a block.
-const TOKENS: u32 = 64;
+pub(super) const TOKENS: u32 = 64;
 /// Query rows of a tile.
 pub(super) const TILE_ROWS: u32 = 16;
 /// Quads of a row of scores or probabilities in workgroup memory; two are unused, so that rows begin in different banks.
@@ -22,9 +22,11 @@ const WARPS_MAX: u32 = 4;
 /// Subgroups of a workgroup that rotates heads.
 pub(super) const ROPE_WARPS: u32 = 4;
 /// Quads of a row of a tile of 16 scores or sums in workgroup memory; two are unused, as above.
-const TILE_ROW: u32 = 6;
+pub(super) const TILE_ROW: u32 = 6;
+/// Quads of the tiles of the four subgroups of a block of a row that is alone.
+pub(super) const ONE_SCORES: u32 = 4 * TILE_ROWS * TILE_ROW;
 /// Threads of a workgroup for a block of a row that is alone.
-const ONE_THREADS: u32 = 4 * LANES;
+pub(super) const ONE_THREADS: u32 = 4 * LANES;
 
 /// The constants of an attention.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +70,7 @@ impl Attend {
     }
 
     /// Quads of a head.
-    fn quads(&self) -> u32 {
+    pub(super) fn quads(&self) -> u32 {
         self.head_dim / 4
     }
 
@@ -79,7 +81,7 @@ impl Attend {
 
     /// Bytes of workgroup memory that a block of rows that are alone takes.
     pub(super) fn one_bytes(&self) -> u32 {
-        8 * (self.group() + TOKENS) * self.row() + 16 * 4 * TILE_ROWS * TILE_ROW + 8 * TILE + 2 * 4 * TOKENS
+        8 * self.one_area() + 16 * ONE_SCORES + 8 * TILE + 2 * 4 * TOKENS
     }
 
     /// Quads of a slot of the scratch buffer: a head's sums, then its maximum and sum of probabilities.
@@ -88,12 +90,12 @@ impl Attend {
     }
 
     /// The first position that a row at `position` sees. No function: naga takes none of its own for uniform.
-    fn start(&self, position: &str) -> String {
+    pub(super) fn start(&self, position: &str) -> String {
         if self.window == 0 { "0u".to_owned() } else { format!("({position} - min({position}, {}u))", self.window - 1) }
     }
 
     /// Functions whose bits all kernels share.
-    fn functions(&self) -> String {
+    pub(super) fn functions(&self) -> String {
         format!(
             "
 const LEAST = -1e30;
@@ -358,12 +360,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             ("scratch", "read_write> scratch: array<vec4<f32>>"),
         ];
         format!(
-            "{head}{functions}
-var<workgroup> kvs: array<vec4<f16>, {block_quads}>;
-var<workgroup> sc: array<vec4<f32>, {scores_quads}>;
-var<workgroup> ps: array<vec4<f16>, {TILE}>;
-var<workgroup> tops: array<f32, 64>;
-var<workgroup> sums: array<f32, 64>;
+            "{head}{functions}{memory}
 @compute @workgroup_size({ONE_THREADS})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
   let count = ones[0];
@@ -372,72 +369,95 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
   let position = places[1u + 2u * row];
   let b = {start} / 64u + wg.x;
   if (b > position / 64u) {{ return; }}
-  let warp = lid / 32u;
-  let r = lid % 32u / 2u;
-  let h = lid % 2u;
-  let mine = warp * {tile_quads}u;
-  let own = mine + r * {TILE_ROW}u + h;
-  let quad = vec4<i32>(i32(16u * warp + 4u * h)) + vec4<i32>(0, 1, 2, 3);
+  let team = 0u;
   let kv_head = wg.y;
   let slot = places[places[2u + 2u * row] + b];
-  let keys = block_of(slot, 0u, kv_head);
-  let values = block_of(slot, 1u, kv_head);
-  let low = vec4<i32>(i32({start}) - i32(64u * b));
-  let high = vec4<i32>(i32(position) - i32(64u * b));
-  let to = ((wg.x * count + wg.z) * {heads}u + kv_head * {group}u + r) * {slot_quads}u;
-{load}{scores}{softmax}  if (r < {group}u && h == 0u && warp == 0u) {{ scratch[to + {quads}u] = vec4<f32>(mb, lb, 0.0, 0.0); }}
-{gains}}}
+{place}{queries}{load}{bounds}{scores}{softmax}{gains}}}
 ",
             head = head(&bindings),
             functions = self.functions(),
-            scores_quads = 4 * TILE_ROWS * TILE_ROW,
-            tile_quads = TILE_ROWS * TILE_ROW,
-            block_quads = (self.group() + TOKENS) * self.row(),
+            memory = self.one_memory(1),
             start = self.start("position"),
-            heads = self.heads,
-            group = self.group(),
-            slot_quads = self.slot_quads(),
-            quads = self.quads(),
-            load = self.one_load(),
+            place = one_place(self.one_area()),
+            queries = self.one_queries(),
+            load = self.one_load("let ", "slot"),
+            bounds = self.one_bounds(),
             scores = self.one_scores(),
-            softmax = ONE_SOFTMAX.replace("VALUES", &self.one_store("v")),
-            gains = self.one_gains(),
+            softmax = self.one_softmax(),
+            gains = self.one_leave(),
+        )
+    }
+
+    /// Workgroup memory for so many blocks of rows that are alone, and what finds a row's maximum and sum there.
+    pub(super) fn one_memory(&self, teams: u32) -> String {
+        format!(
+            "
+var<workgroup> kvs: array<vec4<f16>, {}>;
+var<workgroup> sc: array<vec4<f32>, {}>;
+var<workgroup> ps: array<vec4<f16>, {}>;
+var<workgroup> tops: array<f32, {stats}>;
+var<workgroup> sums: array<f32, {stats}>;
+fn top_of(at: u32) -> f32 {{ return max(max(tops[at], tops[at + 16u]), max(tops[at + 32u], tops[at + 48u])); }}
+fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u]) + sums[at + 48u]; }}
+",
+            teams * self.one_area(),
+            teams * ONE_SCORES,
+            teams * TILE,
+            stats = teams * TOKENS,
+        )
+    }
+
+    /// Quads of a group's queries and a block's keys or values.
+    pub(super) fn one_area(&self) -> u32 {
+        (self.group() + TOKENS) * self.row()
+    }
+
+    /// Which tokens of block `b` the row sees.
+    pub(super) fn one_bounds(&self) -> String {
+        format!(
+            "  let low = vec4<i32>(i32({}) - i32(64u * b));\n  let high = vec4<i32>(i32(position) - i32(64u * b));\n",
+            self.start("position")
         )
     }
 
     /// Tiles of a value's elements that a subgroup has for rows that are alone.
-    fn value_tiles(&self) -> u32 {
+    pub(super) fn value_tiles(&self) -> u32 {
         (self.head_dim / 16).div_ceil(4)
     }
 
     /// Quads of a token in workgroup memory for rows that are alone; two are unused, as above.
-    fn row(&self) -> u32 {
+    pub(super) fn row(&self) -> u32 {
         self.quads() + 2
     }
 
     /// Quads of a block's keys that a thread loads for rows that are alone, and of its values.
-    fn one_quads(&self) -> u32 {
+    pub(super) fn one_quads(&self) -> u32 {
         TOKENS * self.quads() / ONE_THREADS
     }
 
-    /// Asks for the queries, and for the block's keys and values.
-    fn one_load(&self) -> String {
-        let each = |name: &'static str, from: &'static str| {
-            (0..self.one_quads()).map(move |i| format!("  let {name}{i} = kv[{from} + lid + {}u];\n", i * ONE_THREADS))
-        };
+    /// Asks for the queries.
+    fn one_queries(&self) -> String {
         let queries = format!("  let queries = (row * {}u + kv_head * {}u) * {}u;\n", self.heads, self.group(), self.quads());
-        let query = |i| format!("  let q{i} = q[queries + {}];\n", self.query(i));
-        let mut text = queries + &(0..self.query_quads()).map(query).collect::<String>();
-        each("k", "keys").chain(each("v", "values")).for_each(|line| text += &line);
+        (0..self.query_quads()).fold(queries, |text, i| text + &format!("  let q{i} = q[queries + {}];\n", self.query(i)))
+    }
+
+    /// Asks for the keys and values of the block in a slot.
+    pub(super) fn one_load(&self, declare: &str, slot: &str) -> String {
+        let mut text = String::new();
+        for (side, name) in ["k", "v"].into_iter().enumerate() {
+            for i in 0..self.one_quads() {
+                let _ = writeln!(text, "  {declare}{name}{i} = kv[block_of({slot}, {side}u, kv_head) + lid + {}u];", i * ONE_THREADS);
+            }
+        }
         text
     }
 
     /// Quads of a group's queries that a thread loads for rows that are alone.
-    fn query_quads(&self) -> u32 {
+    pub(super) fn query_quads(&self) -> u32 {
         (self.group() * self.quads()).div_ceil(ONE_THREADS)
     }
 
-    fn query(&self, i: u32) -> String {
+    pub(super) fn query(&self, i: u32) -> String {
         share(i, ONE_THREADS, self.group() * self.quads())
     }
 
@@ -446,53 +466,70 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         let (quads, row) = (self.quads(), self.row());
         let one = |i| {
             let id = format!("(lid + {}u)", i * ONE_THREADS);
-            format!("  kvs[{id} / {quads}u * {row}u + {id} % {quads}u + {}u] = {name}{i};\n", self.group() * row)
+            format!("  kvs[area + {id} / {quads}u * {row}u + {id} % {quads}u + {}u] = {name}{i};\n", self.group() * row)
         };
         (0..self.one_quads()).map(one).collect()
     }
 
     /// A subgroup's scores; surplus rows of a tile of queries are keys. Values take the keys' place later, which nobody reads after the
     /// first barrier of the softmax.
-    fn one_scores(&self) -> String {
+    pub(super) fn one_scores(&self) -> String {
         let (quads, row, mut text) = (self.quads(), self.row(), String::new());
         for i in 0..self.query_quads() {
-            let _ = writeln!(text, "  {{ let id = {}; kvs[id / {quads}u * {row}u + id % {quads}u] = q{i}; }}", self.query(i));
+            let _ = writeln!(text, "  {{ let id = {}; kvs[area + id / {quads}u * {row}u + id % {quads}u] = q{i}; }}", self.query(i));
         }
         text += &self.one_store("k");
         text += "  workgroupBarrier();\n  var c = coop_mat16x16<f32, C>();\n";
         for t in 0..self.head_dim / 16 {
-            let query = format!("coopLoadT<coop_mat16x16<f16, A>>(&kvs[{}u], {row}u)", t * 4);
-            let at = format!("warp * {}u + {}u", 16 * row, self.group() * row + t * 4);
+            let query = format!("coopLoadT<coop_mat16x16<f16, A>>(&kvs[area + {}u], {row}u)", t * 4);
+            let at = format!("area + warp * {}u + {}u", 16 * row, self.group() * row + t * 4);
             let _ = writeln!(text, "  c = coopMultiplyAdd({query}, coopLoad<coop_mat16x16<f16, B>>(&kvs[{at}], {row}u), c);");
         }
         text + &format!("  coopStoreT(c, &sc[mine], {TILE_ROW}u);\n  subgroupBarrier();\n")
     }
 
-    /// Sums of a block over values, to the scratch buffer; surplus tiles repeat the last.
-    fn one_gains(&self) -> String {
-        let (tiles, row, mut text) = (self.head_dim / 16, self.row(), String::new());
-        for t in 0..4 {
-            let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&ps[{}u], {ROW}u);", t * 4);
-        }
-        for j in 0..self.value_tiles() {
-            let _ = writeln!(text, "  let e{j} = min(warp + {}u, {}u) * 4u;\n  var o{j} = coop_mat16x16<f32, C>();", 4 * j, tiles - 1);
-            for t in 0..4 {
-                let value = format!("coopLoadT<coop_mat16x16<f16, B>>(&kvs[e{j} + {}u], {row}u)", (self.group() + t * 16) * row);
-                let _ = writeln!(text, "  o{j} = coopMultiplyAdd(pa{t}, {value}, o{j});");
-            }
-        }
+    /// From scores to the probabilities of all subgroups; values are in workgroup memory from here on.
+    pub(super) fn one_softmax(&self) -> String {
+        ONE_SOFTMAX.replace("VALUES", &self.one_store("v"))
+    }
+
+    /// Sums of a block over values, to the scratch buffer.
+    pub(super) fn one_leave(&self) -> String {
+        let (heads, group, quads) = (self.heads, self.group(), self.quads());
+        let mut text = format!(
+            "  let to = ((wg.x * count + wg.z) * {heads}u + kv_head * {group}u + r) * {slot}u;
+  if (r < {group}u && h == 0u && warp == 0u) {{ scratch[to + {quads}u] = vec4<f32>(top_of(stats + r), sum_of(stats + r), 0.0, 0.0); }}
+",
+            slot = self.slot_quads()
+        );
+        text += &self.one_gains();
         for j in 0..self.value_tiles() {
             let _ = writeln!(
                 text,
                 "  coopStoreT(o{j}, &sc[mine], {TILE_ROW}u);
   subgroupBarrier();
-  if (r < {}u) {{
+  if (r < {group}u) {{
     scratch[to + e{j} + h] = sc[own];
     scratch[to + e{j} + h + 2u] = sc[own + 2u];
   }}
-  subgroupBarrier();",
-                self.group()
+  subgroupBarrier();"
             );
+        }
+        text
+    }
+
+    /// Sums of a block over values; surplus tiles repeat the last.
+    pub(super) fn one_gains(&self) -> String {
+        let (tiles, row, mut text) = (self.head_dim / 16, self.row(), String::new());
+        for t in 0..4 {
+            let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&ps[probs + {}u], {ROW}u);", t * 4);
+        }
+        for j in 0..self.value_tiles() {
+            let _ = writeln!(text, "  let e{j} = min(warp + {}u, {}u) * 4u;\n  var o{j} = coop_mat16x16<f32, C>();", 4 * j, tiles - 1);
+            for t in 0..4 {
+                let at = format!("area + e{j} + {}u", (self.group() + t * 16) * row);
+                let _ = writeln!(text, "  o{j} = coopMultiplyAdd(pa{t}, coopLoadT<coop_mat16x16<f16, B>>(&kvs[{at}], {row}u), o{j});");
+            }
         }
         text
     }
@@ -508,13 +545,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 
     /// The kernel that joins the blocks of rows that are alone, a thread an element: bindings scratch, places, ones, out. A lane weighs a
     /// block: the maximum of all before it is the same in whatever order it is found.
-    pub(super) fn join_text(&self) -> String {
-        let bindings = [
-            ("scratch", "read> scratch: array<f32>"),
-            ("places", "read> places: array<u32>"),
-            ("ones", "read> ones: array<u32>"),
-            ("out", "read_write> out: array<f16>"),
-        ];
+    /// Without `listed` all rows are alone, and there is no binding that says which.
+    pub(super) fn join_text(&self, listed: bool) -> String {
+        let mut bindings = vec![("scratch", "read> scratch: array<f32>"), ("places", "read> places: array<u32>")];
+        bindings.extend(listed.then_some(("ones", "read> ones: array<u32>")));
+        bindings.push(("out", "read_write> out: array<f16>"));
+        let (count, row) = if listed { ("ones[0]", "ones[1u + wg.y]") } else { ("places[0]", "wg.y") };
         let (mut gain, mut scan) = (String::new(), String::new());
         let mut rotate = "  now_top = then_top;\n  now_sum = then_sum;\n".to_owned();
         for i in 0..LANES {
@@ -529,12 +565,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 var<workgroup> weights: array<vec4<f32>, {threads}>;
 @compute @workgroup_size({threads})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
-  let count = ones[0];
+  let count = {count};
   if (wg.y >= count) {{ return; }}
   let lane = lid % 32u;
   let mine = lid - lane;
   let element = min(lid, {head_dim}u - 1u);
-  let row = ones[1u + wg.y];
+  let row = {row};
   let position = places[1u + 2u * row];
   let blocks = position / 64u - {start} / 64u + 1u;
   let step = count * {heads}u;
@@ -573,21 +609,36 @@ const ONE_SOFTMAX: &str = "  var x0 = select(vec4<f32>(LEAST), sc[own], (quad >=
   let top = max(x0, x1);
   var most = max(max(top.x, top.y), max(top.z, top.w));
   most = max(most, subgroupShuffleXor(most, 1u));
-  if (h == 0u) { tops[warp * 16u + r] = most; }
+  if (h == 0u) { tops[stats + warp * 16u + r] = most; }
   workgroupBarrier();
-  let mb = max(max(tops[r], tops[16u + r]), max(tops[32u + r], tops[48u + r]));
-  let base = vec4<f32>(max(mb, 0.1 * LEAST));
+  let base = vec4<f32>(max(top_of(stats + r), 0.1 * LEAST));
   x0 = powers(x0 - base);
   x1 = powers(x1 - base);
-  ps[r * 18u + warp * 4u + h] = vec4<f16>(x0);
-  ps[r * 18u + warp * 4u + h + 2u] = vec4<f16>(x1);
+  ps[probs + r * 18u + warp * 4u + h] = vec4<f16>(x0);
+  ps[probs + r * 18u + warp * 4u + h + 2u] = vec4<f16>(x1);
   let t = x0 + x1;
   var sum = (t.x + t.y) + (t.z + t.w);
   sum = sum + subgroupShuffleXor(sum, 1u);
-  if (h == 0u) { sums[warp * 16u + r] = sum; }
+  if (h == 0u) { sums[stats + warp * 16u + r] = sum; }
 VALUES  workgroupBarrier();
-  let lb = ((sums[r] + sums[16u + r]) + sums[32u + r]) + sums[48u + r];
 ";
+
+/// A thread's place in its team of a block: the subgroup `warp`, its tile in `sc`, the lane's row and quads, the team's memory.
+pub(super) fn one_place(area: u32) -> String {
+    format!(
+        "  let warp = lid / 32u;
+  let r = lid % 32u / 2u;
+  let h = lid % 2u;
+  let area = team * {area}u;
+  let probs = team * {TILE}u;
+  let stats = team * {TOKENS}u;
+  let mine = team * {ONE_SCORES}u + warp * {tile}u;
+  let own = mine + r * {TILE_ROW}u + h;
+  let quad = vec4<i32>(i32(16u * warp + 4u * h)) + vec4<i32>(0, 1, 2, 3);
+",
+        tile = TILE_ROWS * TILE_ROW,
+    )
+}
 
 /// The number of a thread's `i`th piece of work of `all`; where they are no multiple of the threads the last is done again.
 fn share(i: u32, threads: u32, all: u32) -> String {
@@ -608,6 +659,15 @@ pub(super) fn rope_store_text(shape: &Attend, interleaved: bool, norm: Option<No
     bindings.extend([("q", "read_write> q: array<f16>"), ("kv", "read_write> kv: array<f16>")]);
     let Attend { heads, kv_heads, head_dim, .. } = *shape;
     let (pairs, all) = (head_dim / 2, heads + 2 * kv_heads);
+    let store = format!(
+        "if (head0 < {heads}u) {{
+      q[(row * {heads}u + head0) * {head_dim}u + to_x] = x;
+      q[(row * {heads}u + head0) * {head_dim}u + to_y] = y;
+    }} else {{
+      kv[to + to_x] = x;
+      kv[to + to_y] = y;
+    }}"
+    );
     format!(
         "{head}{functions}
 @compute @workgroup_size({threads})
@@ -615,74 +675,73 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
   let row = wg.y;
   if (row >= places[0]) {{ return; }}
   let lane = lid % 32u;
-  let head = min(wg.x * {ROPE_WARPS}u + lid / 32u, {all_last}u);
-  let base = (row * {all}u + head) * {head_dim}u;
+  let head0 = min(wg.x * {ROPE_WARPS}u + lid / 32u, {all_last}u);
+  let base0 = (row * {all}u + head0) * {head_dim}u;
   let position = places[1u + 2u * row];
   let slot = places[places[2u + 2u * row] + position / 64u];
-  let side = (max(head, {heads}u) - {heads}u) / {kv_heads}u;
-  let kv_head = (max(head, {heads}u) - {heads}u) % {kv_heads}u;
-  let is_value = side == 1u;
+  let side = (max(head0, {heads}u) - {heads}u) / {kv_heads}u;
+  let kv_head = (max(head0, {heads}u) - {heads}u) % {kv_heads}u;
+  let is_value0 = side == 1u;
   let to = ((slot * 2u + side) * {kv_heads}u + kv_head) * {block}u + position % 64u * {head_dim}u;
 {read}{normed}{write}}}
 ",
         head = head(&bindings),
-        functions = "fn bounded(x: f32) -> f16 { return f16(clamp(x, -65504.0, 65504.0)); }\n",
+        functions = BOUNDED,
         threads = ROPE_WARPS * LANES,
         all_last = all - 1,
         block = TOKENS * head_dim,
-        read = rope_read(pairs, interleaved),
-        normed = norm.map(|norm| rope_norm(shape, norm)).unwrap_or_default(),
-        write = rope_write(shape),
+        read = rope_read(pairs, interleaved, 0),
+        normed = norm.map(|norm| rope_norm(shape, norm, 0)).unwrap_or_default(),
+        write = rope_write(shape, 0, &store),
     )
 }
 
-/// Pairs that a lane has: indices, whether they are its own, and values.
-fn rope_read(pairs: u32, interleaved: bool) -> String {
+/// What is stored: no infinities.
+pub(super) const BOUNDED: &str = "fn bounded(x: f32) -> f16 { return f16(clamp(x, -65504.0, 65504.0)); }\n";
+
+/// Pairs that a lane has of its subgroup's `n`th head, which begins at `base{n}`: indices, whether they are its own, and values.
+pub(super) fn rope_read(pairs: u32, interleaved: bool, n: u32) -> String {
     let mut text = String::new();
     for p in 0..pairs.div_ceil(LANES) {
-        let _ = writeln!(text, "  let live{p} = lane + {}u < {pairs}u;\n  let i{p} = min(lane + {}u, {}u);", 32 * p, 32 * p, pairs - 1);
-        let (a, b) =
-            if interleaved { (format!("2u * i{p}"), format!("2u * i{p} + 1u")) } else { (format!("i{p}"), format!("i{p} + {pairs}u")) };
-        let _ = writeln!(text, "  let a{p} = {a};\n  let b{p} = {b};\n  var x{p} = qkv[base + a{p}];\n  var y{p} = qkv[base + b{p}];");
+        let (from, i) = (32 * p, format!("i{n}_{p}"));
+        let _ = writeln!(text, "  let live{n}_{p} = lane + {from}u < {pairs}u;\n  let {i} = min(lane + {from}u, {}u);", pairs - 1);
+        let (a, b) = if interleaved { (format!("2u * {i}"), format!("2u * {i} + 1u")) } else { (i.clone(), format!("{i} + {pairs}u")) };
+        let _ = writeln!(text, "  let a{n}_{p} = {a};\n  let b{n}_{p} = {b};");
+        let _ = writeln!(text, "  var x{n}_{p} = qkv[base{n} + a{n}_{p}];\n  var y{n}_{p} = qkv[base{n} + b{n}_{p}];");
     }
     text
 }
 
-fn rope_norm(shape: &Attend, norm: Norm) -> String {
-    let (pairs, mut text) = (shape.head_dim / 2, "  var s = 0.0;\n".to_owned());
-    for p in 0..pairs.div_ceil(LANES) {
-        let _ = writeln!(text, "  s = select(s, fma(y{p}, y{p}, fma(x{p}, x{p}, s)), live{p});");
+/// Norms head `head{n}`, unless `is_value{n}`.
+pub(super) fn rope_norm(shape: &Attend, norm: Norm, n: u32) -> String {
+    let (pairs, mut text) = (shape.head_dim / 2, format!("  var s{n} = 0.0;\n"));
+    for at in (0..pairs.div_ceil(LANES)).map(|p| format!("{n}_{p}")) {
+        let _ = writeln!(text, "  s{n} = select(s{n}, fma(y{at}, y{at}, fma(x{at}, x{at}, s{n})), live{at});");
     }
-    (0..5).for_each(|i| text += &format!("  s = s + subgroupShuffleXor(s, {}u);\n", 16 >> i));
-    let _ = writeln!(text, "  let factor = 1.0 / sqrt(s / {}.0 + {:?});", shape.head_dim, norm.eps);
+    (0..5).for_each(|i| text += &format!("  s{n} = s{n} + subgroupShuffleXor(s{n}, {}u);\n", 16 >> i));
+    let _ = writeln!(text, "  let factor{n} = 1.0 / sqrt(s{n} / {}.0 + {:?});", shape.head_dim, norm.eps);
     for (p, x) in (0..pairs.div_ceil(LANES)).flat_map(|p| [(p, "x"), (p, "y")]) {
-        let at = if x == "x" { "a" } else { "b" };
-        let weight = format!("select(k_norm[{at}{p}], q_norm[{at}{p}], head < {}u)", shape.heads);
-        let _ = writeln!(text, "  {x}{p} = select({x}{p} * factor * {weight}, {x}{p}, is_value);");
+        let (at, x) = (if x == "x" { format!("a{n}_{p}") } else { format!("b{n}_{p}") }, format!("{x}{n}_{p}"));
+        let weight = format!("select(k_norm[{at}], q_norm[{at}], head{n} < {}u)", shape.heads);
+        let _ = writeln!(text, "  {x} = select({x} * factor{n} * {weight}, {x}, is_value{n});");
     }
     text
 }
 
-fn rope_write(shape: &Attend) -> String {
-    let Attend { heads, head_dim, .. } = *shape;
-    let (pairs, mut text) = (head_dim / 2, String::new());
-    for p in 0..pairs.div_ceil(LANES) {
+/// Rotates, unless `is_value{n}`, and does `store` with elements `x` and `y` of the head's places `to_x` and `to_y`.
+pub(super) fn rope_write(shape: &Attend, n: u32, store: &str) -> String {
+    let (head_dim, pairs, mut text) = (shape.head_dim, shape.head_dim / 2, String::new());
+    for at in (0..pairs.div_ceil(LANES)).map(|p| format!("{n}_{p}")) {
         let _ = writeln!(
             text,
-            "  if (live{p}) {{
-    let c = rotations[position * {head_dim}u + i{p}];
-    let s = rotations[position * {head_dim}u + {pairs}u + i{p}];
-    let x = bounded(select(fma(x{p}, c, -(y{p} * s)), x{p}, is_value));
-    let y = bounded(select(fma(x{p}, s, y{p} * c), y{p}, is_value));
-    let to_x = select(i{p}, a{p}, is_value);
-    let to_y = select(i{p} + {pairs}u, b{p}, is_value);
-    if (head < {heads}u) {{
-      q[(row * {heads}u + head) * {head_dim}u + to_x] = x;
-      q[(row * {heads}u + head) * {head_dim}u + to_y] = y;
-    }} else {{
-      kv[to + to_x] = x;
-      kv[to + to_y] = y;
-    }}
+            "  if (live{at}) {{
+    let c = rotations[position * {head_dim}u + i{at}];
+    let s = rotations[position * {head_dim}u + {pairs}u + i{at}];
+    let x = bounded(select(fma(x{at}, c, -(y{at} * s)), x{at}, is_value{n}));
+    let y = bounded(select(fma(x{at}, s, y{at} * c), y{at}, is_value{n}));
+    let to_x = select(i{at}, a{at}, is_value{n});
+    let to_y = select(i{at} + {pairs}u, b{at}, is_value{n});
+    {store}
   }}"
         );
     }

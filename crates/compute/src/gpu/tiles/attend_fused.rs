@@ -1,0 +1,254 @@
+//! The text of the attention kernels for a step in which every row is alone, in a session of its own: they rotate the queries of their KV
+//! head themselves, and the row's key and value too, which they put among those of its last block.
+//!
+//! The pieces are those of `attend_text.rs`, and so are the bits.
+
+use super::Norm;
+use super::attend_text::{Attend, BOUNDED, ONE_SCORES, ONE_THREADS, TILE_ROW, TOKENS, one_place, rope_norm, rope_read, rope_write};
+use super::one_row::WORKGROUP_BYTES;
+use super::text::{LANES, head};
+use std::fmt::Write as _;
+
+/// Blocks that a workgroup attends to at a time, at most.
+const TEAMS_MAX: u32 = 2;
+
+/// How heads are rotated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    pub(super) interleaved: bool,
+    pub(super) norm: Option<Norm>,
+}
+
+impl Attend {
+    /// Bytes of the rotated heads of a KV head, its key and its value in workgroup memory.
+    fn roped_bytes(&self) -> u32 {
+        2 * (self.group() + 2) * self.head_dim
+    }
+
+    /// Whether workgroup memory takes a block and the rotated heads.
+    pub(super) fn fuses(&self) -> bool {
+        self.one_bytes() + self.roped_bytes() <= WORKGROUP_BYTES
+    }
+
+    /// Blocks at a time of a workgroup that has all of a row's.
+    fn teams(&self) -> u32 {
+        ((WORKGROUP_BYTES - self.roped_bytes()) / self.one_bytes()).clamp(1, TEAMS_MAX)
+    }
+
+    /// Bindings qkv, rotations, places, (norms of q and k), kv, then `last`.
+    fn fused_bindings(&self, turn: Turn, last: (&'static str, &'static str)) -> Vec<(&'static str, &'static str)> {
+        let mut bindings =
+            vec![("qkv", "read> qkv: array<f32>"), ("rotations", "read> rotations: array<f32>"), ("places", "read> places: array<u32>")];
+        if turn.norm.is_some() {
+            bindings.extend([("q_norm", "read> q_norm: array<f32>"), ("k_norm", "read> k_norm: array<f32>")]);
+        }
+        bindings.extend([("kv", "read_write> kv: array<vec4<f16>>"), last]);
+        bindings
+    }
+
+    /// Functions and workgroup memory for so many blocks at a time.
+    fn fused_head(&self, turn: Turn, teams: u32, last: (&'static str, &'static str)) -> String {
+        format!(
+            "{}{}{BOUNDED}{}var<workgroup> roped: array<f16, {}>;
+fn fresh(at: u32) -> vec4<f16> {{ return vec4<f16>(roped[4u * at], roped[4u * at + 1u], roped[4u * at + 2u], roped[4u * at + 3u]); }}
+",
+            head(&self.fused_bindings(turn, last)),
+            self.functions(),
+            self.one_memory(teams),
+            (self.group() + 2) * self.head_dim,
+        )
+    }
+
+    /// Heads that a subgroup rotates.
+    fn turns(&self, teams: u32) -> u32 {
+        (self.group() + 2).div_ceil(teams * ONE_THREADS / LANES)
+    }
+
+    /// Asks for the heads to rotate: the group's, then key and value.
+    fn turn_read(&self, turn: Turn, teams: u32) -> String {
+        let Attend { heads, kv_heads, head_dim, .. } = *self;
+        let (group, all, mut text) = (self.group(), heads + 2 * kv_heads, String::new());
+        for n in 0..self.turns(teams) {
+            let other = format!("{heads}u + (which{n} - {group}u) * {kv_heads}u + kv_head");
+            let _ = writeln!(
+                text,
+                "  let which{n} = min(index / 32u + {}u, {}u);
+  let head{n} = select({other}, kv_head * {group}u + which{n}, which{n} < {group}u);
+  let is_value{n} = which{n} > {group}u;
+  let base{n} = (row * {all}u + head{n}) * {head_dim}u;",
+                n * teams * ONE_THREADS / LANES,
+                group + 1
+            );
+            text += &rope_read(head_dim / 2, turn.interleaved, n);
+        }
+        text
+    }
+
+    /// Rotates them into workgroup memory, and has each thread take its share of the queries.
+    fn turn_write(&self, turn: Turn, teams: u32) -> String {
+        let mut text = String::new();
+        for n in 0..self.turns(teams) {
+            text += &turn.norm.map(|norm| rope_norm(self, norm, n)).unwrap_or_default();
+            let to = format!("roped[which{n} * {}u +", self.head_dim);
+            text += &rope_write(self, n, &format!("{to} to_x] = x;\n    {to} to_y] = y;"));
+        }
+        text += "  workgroupBarrier();\n";
+        (0..self.query_quads()).for_each(|i| text += &format!("  let q{i} = fresh({});\n", self.query(i)));
+        text
+    }
+
+    /// Stores the row's key and value, if this workgroup is to.
+    fn keep(&self, condition: &str, slot: &str) -> String {
+        let (quads, group) = (self.quads(), self.group());
+        format!(
+            "  if ({condition} && index < {}u) {{
+    kv[block_of({slot}, index / {quads}u, kv_head) + position % 64u * {quads}u + index % {quads}u] = fresh(index + {}u);
+  }}
+",
+            2 * quads,
+            group * quads
+        )
+    }
+
+    /// Puts the row's key and value among the others of block `b`. What was read in their place may be old or new: nobody uses it.
+    fn patch(&self) -> String {
+        let (quads, mut text) = (self.quads(), "  let hole = select(64u, position % 64u, b == position / 64u);\n".to_owned());
+        for i in 0..self.one_quads() {
+            let (id, group) = (format!("(lid + {}u)", i * ONE_THREADS), self.group());
+            let new = |which: u32| format!("fresh({}u + {id} % {quads}u)", which * quads);
+            let _ = writeln!(text, "  if ({id} / {quads}u == hole) {{ k{i} = {}; v{i} = {}; }}", new(group), new(group + 1));
+        }
+        text
+    }
+
+    /// The kernel for one block of a row: bindings qkv, rotations, places, (norms of q and k), kv, scratch.
+    pub(super) fn fused_text(&self, turn: Turn) -> String {
+        format!(
+            "{head}
+@compute @workgroup_size({ONE_THREADS})
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {{
+  let count = places[0];
+  if (wg.z >= count) {{ return; }}
+  let row = wg.z;
+  let position = places[1u + 2u * row];
+  let b = {start} / 64u + wg.x;
+  if (b > position / 64u) {{ return; }}
+  let team = 0u;
+  let lid = index;
+  let lane = lid % 32u;
+  let kv_head = wg.y;
+{read}  let slot = places[places[2u + 2u * row] + b];
+{place}{load}{write}{keep}{patch}{bounds}{scores}{softmax}{gains}}}
+",
+            head = self.fused_head(turn, 1, ("scratch", "read_write> scratch: array<vec4<f32>>")),
+            start = self.start("position"),
+            read = self.turn_read(turn, 1),
+            place = one_place(self.one_area()),
+            load = self.one_load("var ", "slot"),
+            write = self.turn_write(turn, 1),
+            keep = self.keep("b == position / 64u", "slot"),
+            patch = self.patch(),
+            bounds = self.one_bounds(),
+            scores = self.one_scores(),
+            softmax = self.one_softmax(),
+            gains = self.one_leave(),
+        )
+    }
+
+    /// The kernel for all blocks of a row, a workgroup a KV head, its teams a block each: bindings qkv, rotations, places,
+    /// (norms of q and k), kv, out. A team that has no block repeats the last.
+    pub(super) fn short_text(&self, turn: Turn) -> String {
+        let teams = self.teams();
+        let sums = |j| format!("  var o{j}_0 = vec4<f32>();\n  var o{j}_1 = vec4<f32>();\n");
+        format!(
+            "{head}
+@compute @workgroup_size({threads})
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {{
+  if (wg.z >= places[0]) {{ return; }}
+  let row = wg.z;
+  let position = places[1u + 2u * row];
+  let table = places[2u + 2u * row];
+  let first = {start} / 64u;
+  let last = position / 64u;
+  let team = index / {ONE_THREADS}u;
+  let lid = index % {ONE_THREADS}u;
+  let lane = lid % 32u;
+  let kv_head = wg.y;
+{read}  var b = min(first + team, last);
+  let slot = places[table + b];
+  let slot_last = places[table + last];
+{place}{load}{write}{keep}  var m = LEAST;
+  var l = 0.0;
+{sums}  for (var begin = first; begin <= last; begin += {teams}u) {{
+  let next = min(b + {teams}u, last);
+  let next_slot = places[table + next];
+{patch}{bounds}{scores}{softmax}  if (begin + {teams}u <= last) {{
+{again}  }}
+{join}  b = next;
+  }}
+{finish}}}
+",
+            head = self.fused_head(turn, teams, ("out", "read_write> out: array<vec4<f16>>")),
+            threads = teams * ONE_THREADS,
+            start = self.start("position"),
+            read = self.turn_read(turn, teams),
+            place = one_place(self.one_area()),
+            load = self.one_load("var ", "slot"),
+            write = self.turn_write(turn, teams),
+            keep = self.keep("true", "slot_last"),
+            sums = (0..self.value_tiles()).map(sums).collect::<String>(),
+            patch = self.patch(),
+            bounds = self.one_bounds(),
+            scores = self.one_scores(),
+            softmax = self.one_softmax(),
+            again = self.one_load("", "next_slot"),
+            join = self.short_join(teams),
+            finish = self.short_finish(),
+        )
+    }
+
+    /// Sums of the teams' blocks over values, joined in order. All teams do it; the first team's are written.
+    fn short_join(&self, teams: u32) -> String {
+        let tiles = self.value_tiles();
+        let mut text = self.one_gains();
+        for t in 0..teams {
+            let at = format!("{}u + r", t * TOKENS);
+            let _ = writeln!(
+                text,
+                "  let w{t} = weigh(m, top_of({at}));
+  if (begin + {t}u <= last) {{ m = w{t}.most; l = fma(l, w{t}.keep, sum_of({at}) * w{t}.gain); }}"
+            );
+        }
+        for j in 0..tiles {
+            let _ = writeln!(text, "  coopStoreT(o{j}, &sc[mine], {TILE_ROW}u);\n  workgroupBarrier();");
+            for t in 0..teams {
+                let part = |i: u32| {
+                    let at = format!("own % {ONE_SCORES}u + {}u", t * ONE_SCORES + 2 * i);
+                    format!("o{j}_{i} = joined(o{j}_{i}, sc[{at}], w{t});")
+                };
+                let _ = writeln!(text, "  if (begin + {t}u <= last) {{ {} {} }}", part(0), part(1));
+            }
+            // The next tile, or the next block's keys, may take the place of these.
+            text += "  workgroupBarrier();\n";
+        }
+        text
+    }
+
+    /// Writes the row's heads.
+    fn short_finish(&self) -> String {
+        let (padded, quads, group) = (super::padded_len((self.heads * self.head_dim) as usize) / 4, self.quads(), self.group());
+        let mut text = format!(
+            "  if (team == 0u && r < {group}u) {{
+  let inverse = 1.0 / l;
+  let to = row * {padded}u + (kv_head * {group}u + r) * {quads}u + h;
+"
+        );
+        for j in 0..self.value_tiles() {
+            let e = format!("min(warp + {}u, {}u) * 4u", 4 * j, self.head_dim / 16 - 1);
+            for i in 0..2 {
+                let _ = writeln!(text, "  out[to + {e} + {}u] = halves(o{j}_{i} * inverse);", 2 * i);
+            }
+        }
+        text + "  }\n"
+    }
+}
