@@ -6,10 +6,12 @@
 use super::{Binding, Dispatch, GemmRanges, GemmShape, Gpu, GpuError, KernelSource, record};
 use driftwood_region::{Region, page_bytes};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Runs of which a latency is the median.
 const RUNS: usize = 100;
+/// How long a device works before it is timed.
+const WARM_UP: Duration = Duration::from_millis(50);
 /// Rows and columns of the matrices that are multiplied.
 const SIDE: u32 = 128;
 /// Passes over the memory in one measurement of a bandwidth, so that its submission does not count.
@@ -213,15 +215,17 @@ fn wrong_elements(sources: &[f32], product: &[f32]) -> u32 {
     product.iter().enumerate().filter(|&element| is_wrong(element)).count() as u32
 }
 
-/// The median of many runs, after some that do not count.
+/// The median of many runs, after some that do not count: an idle GPU's clock is slow, and takes a while to rise.
 fn median_ms(mut run: impl FnMut() -> Result<(), GpuError>) -> Result<f64, GpuError> {
+    let begun = Instant::now();
+    while begun.elapsed() < WARM_UP {
+        run()?;
+    }
     let mut times_ms = Vec::with_capacity(RUNS);
-    for index in 0..RUNS + 10 {
+    for _ in 0..RUNS {
         let started = Instant::now();
         run()?;
-        if index >= 10 {
-            times_ms.push(started.elapsed().as_secs_f64() * 1e3);
-        }
+        times_ms.push(started.elapsed().as_secs_f64() * 1e3);
     }
     Ok(median(times_ms))
 }

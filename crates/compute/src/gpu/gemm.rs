@@ -4,8 +4,8 @@
 //! window from the aligned offset before the range, and the kernel is told where in it the range begins. All windows are bound for
 //! writing, because one buffer has one use in a dispatch.
 //!
-//! A discrete device reads an operand many times, each time over the bus: there the operands pass through its own memory, once, on its own
-//! queue. The host copies nothing either way.
+//! A discrete device would read an operand many times, each time over the bus: there the operands pass through its own memory, once, on its
+//! own queue; the product is written where it belongs. The host copies nothing either way.
 
 use super::{Binding, Dispatch, Gpu, GpuError, Imported, Plain, Product, record, show_host};
 use std::ops::Range;
@@ -43,20 +43,20 @@ impl GemmShape {
 #[derive(Clone, Debug)]
 pub struct Gemm {
     product: Dispatch,
-    /// Memory of the device's own, where the operands stand as `there` says and in the shared memory as `here` says.
-    passing: Option<(wgpu::Buffer, GemmRanges, GemmRanges)>,
+    /// Memory of the device's own that operands pass through: (from, to) in bytes.
+    passing: Option<(wgpu::Buffer, [(Range<u64>, u64); 2])>,
 }
 
 impl Gemm {
     /// Records it, within memory that is shared with the device.
     fn record(&self, encoder: &mut wgpu::CommandEncoder, memory: &Imported) {
         let product = std::slice::from_ref(&self.product);
-        let Some((passing, here, there)) = &self.passing else { return record(encoder, product) };
-        for (from, to) in [(&here.a, &there.a), (&here.b, &there.b)].into_iter().filter(|(from, _)| !from.is_empty()) {
-            encoder.copy_buffer_to_buffer(memory.buffer(), from.start, passing, to.start, from.end - from.start);
+        if let Some((passing, operands)) = &self.passing {
+            for (from, to) in operands.iter().filter(|(from, _)| !from.is_empty()) {
+                encoder.copy_buffer_to_buffer(memory.buffer(), from.start, passing, *to, from.end - from.start);
+            }
         }
         record(encoder, product);
-        encoder.copy_buffer_to_buffer(passing, there.c.start, memory.buffer(), here.c.start, here.c.end - here.c.start);
     }
 }
 
@@ -72,15 +72,20 @@ impl Gpu {
         if self.info().unified {
             return Ok(Gemm { product: self.gemm_in_place(memory.buffer(), ranges, shape)?, passing: None });
         }
-        self.gemm_passing(ranges, shape)
+        self.gemm_passing(memory, ranges, shape)
     }
 
     /// The way of a discrete device.
-    fn gemm_passing(&self, ranges: &GemmRanges, shape: GemmShape) -> Result<Gemm, GpuError> {
+    fn gemm_passing(&self, memory: &Imported, ranges: &GemmRanges, shape: GemmShape) -> Result<Gemm, GpuError> {
         let there = self.side_by_side(shape);
-        let passing = self.buffer("operands on their way", there.c.end)?;
-        let product = self.gemm_in_place(&passing, &there, shape)?;
-        Ok(Gemm { product, passing: Some((passing, ranges.clone(), there)) })
+        let passing = self.buffer("operands on their way", there.c.start)?;
+        let operand =
+            |range: &Range<u64>| if range.is_empty() { Ok((Binding::whole(&passing), 0)) } else { self.window_of(&passing, range) };
+        let [a, b, c] = [operand(&there.a)?, operand(&there.b)?, self.window_of(memory.buffer(), &ranges.c)?];
+        let GemmShape { m, k, n } = shape;
+        let windows = [a.0, b.0, c.0];
+        let product = Plain::product(self, &Product { half: false, shape: (m, k, n), windows, firsts: [a.1, b.1, c.1] })?;
+        Ok(Gemm { product, passing: Some((passing, [(ranges.a.clone(), there.a.start), (ranges.b.clone(), there.b.start)])) })
     }
 
     /// Runs a product and waits: the host finds it in the memory that it was prepared for.
@@ -195,7 +200,7 @@ mod tests {
             for passing in [false, true] {
                 words(&region)[..all.len()].copy_from_slice(bytemuck::cast_slice(&all));
                 let product = if passing { None } else { Some(gpu.gemm_in_place(memory.buffer(), &ranges, shape).unwrap()) };
-                let gemm = product.map_or_else(|| gpu.gemm_passing(&ranges, shape), |product| Ok(Gemm { product, passing: None }));
+                let gemm = product.map_or_else(|| gpu.gemm_passing(&memory, &ranges, shape), |product| Ok(Gemm { product, passing: None }));
                 gpu.run_gemm(&gemm.unwrap(), &memory).unwrap();
                 let got: &[f32] = bytemuck::cast_slice(&words(&region)[..all.len()]);
                 assert!(got.iter().zip(&want).all(same), "{shape:?}, passing: {passing}");

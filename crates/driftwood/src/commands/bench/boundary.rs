@@ -70,6 +70,7 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
     for pair in 0..(RUNS + 1) * PAIRS_PER_RUN {
         let mut engine = EngineSide::open(runner.beside(), &args.common)?;
         let mut actor = ActorSide::open(globals, &engine)?;
+        warm_up(&mut engine, &mut actor)?;
         let [next, logits] = [alternate(&mut engine, &mut actor, NEXT)?, alternate(&mut engine, &mut actor, LOGITS)?];
         pairs.push((engine, actor));
         bar.inc(1);
@@ -88,6 +89,15 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
         ratio: (actor / engine).max(actor_logits / engine_logits),
     };
     if args.common.json { output::json(&report) } else { show(&report) }
+}
+
+/// A slice of each kind: a GPU's commands are recorded when they are first needed.
+fn warm_up(engine: &mut EngineSide, actor: &mut ActorSide) -> Result<()> {
+    for how in [NEXT, LOGITS] {
+        actor.send(how, &[0; SLICE_TOKENS], &mut || {})?;
+        engine.slice(how)?;
+    }
+    Ok(())
 }
 
 /// One pair's share of a run: the engine's and the actor's milliseconds a token. The engine takes its slices while the actor's guest is
