@@ -43,17 +43,24 @@ impl GemmShape {
 #[derive(Clone, Debug)]
 pub struct Gemm {
     product: Dispatch,
-    /// Memory of the device's own that operands pass through: (from, to) in bytes.
-    passing: Option<(wgpu::Buffer, [(Range<u64>, u64); 2])>,
+    passing: Option<Passing>,
+}
+
+/// Memory of the device's own that operands pass through.
+#[derive(Clone, Debug)]
+struct Passing {
+    buffer: wgpu::Buffer,
+    /// Where each is in the shared memory, and where it begins here.
+    operands: [(Range<u64>, u64); 2],
 }
 
 impl Gemm {
     /// Records it, within memory that is shared with the device.
     fn record(&self, encoder: &mut wgpu::CommandEncoder, memory: &Imported) {
         let product = std::slice::from_ref(&self.product);
-        if let Some((passing, operands)) = &self.passing {
+        if let Some(Passing { buffer, operands }) = &self.passing {
             for (from, to) in operands.iter().filter(|(from, _)| !from.is_empty()) {
-                encoder.copy_buffer_to_buffer(memory.buffer(), from.start, passing, *to, from.end - from.start);
+                encoder.copy_buffer_to_buffer(memory.buffer(), from.start, buffer, *to, from.end - from.start);
             }
         }
         record(encoder, product);
@@ -85,7 +92,8 @@ impl Gpu {
         let GemmShape { m, k, n } = shape;
         let windows = [a.0, b.0, c.0];
         let product = Plain::product(self, &Product { half: false, shape: (m, k, n), windows, firsts: [a.1, b.1, c.1] })?;
-        Ok(Gemm { product, passing: Some((passing, [(ranges.a.clone(), there.a.start), (ranges.b.clone(), there.b.start)])) })
+        let operands = [(ranges.a.clone(), there.a.start), (ranges.b.clone(), there.b.start)];
+        Ok(Gemm { product, passing: Some(Passing { buffer: passing, operands }) })
     }
 
     /// Runs a product and waits: the host finds it in the memory that it was prepared for.
