@@ -91,7 +91,7 @@ impl Gpu {
         let [a, b, c] = [operand(&there.a)?, operand(&there.b)?, self.window_of(memory.buffer(), &ranges.c)?];
         let GemmShape { m, k, n } = shape;
         let windows = [a.0, b.0, c.0];
-        let product = Plain::product(self, &Product { half: false, shape: (m, k, n), windows, firsts: [a.1, b.1, c.1] })?;
+        let product = Plain::product(self, &Product { half: false, staged: true, shape: (m, k, n), windows, firsts: [a.1, b.1, c.1] })?;
         let operands = [(ranges.a.clone(), there.a.start), (ranges.b.clone(), there.b.start)];
         Ok(Gemm { product, passing: Some(Passing { buffer: passing, operands }) })
     }
@@ -128,7 +128,10 @@ impl Gpu {
         let (b, b_at) = self.window_of(buffer, &or_product(&ranges.b))?;
         let (c, c_at) = self.window_of(buffer, &ranges.c)?;
         let GemmShape { m, k, n } = shape;
-        Plain::product(self, &Product { half: false, shape: (m, k, n), windows: [a, b, c], firsts: [a_at, b_at, c_at] })
+        Plain::product(
+            self,
+            &Product { half: false, staged: !self.info().software, shape: (m, k, n), windows: [a, b, c], firsts: [a_at, b_at, c_at] },
+        )
     }
 
     /// As [`Gpu::gemm_f32`], for matrices that are copied to the device's memory and a product that is copied back. For devices that

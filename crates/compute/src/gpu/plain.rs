@@ -158,6 +158,8 @@ pub enum Each {
 pub struct Product<'a> {
     /// Whether elements are f16; f32 otherwise. Sums are f32.
     pub half: bool,
+    /// Whether f32 go through workgroup memory: fast on hardware, slow on software devices. The bits are the same.
+    pub staged: bool,
     /// Rows of `a` and `c`, columns of `a` and rows of `b`, columns of `b` and `c`.
     pub shape: (u32, u32, u32),
     /// The windows that `a`, `b` and `c` are in. They may overlap where the matrices do not.
@@ -373,13 +375,14 @@ impl<'a> Plain<'a> {
             let words = (u64::from(c % 2) + u64::from(m) * u64::from(n)).div_ceil(2) as u32;
             [words.min(WORDS_A_LINE).div_ceil(GROUP), words.div_ceil(WORDS_A_LINE), 1]
         } else {
-            [n.div_ceil(4 * 8), m.div_ceil(8 * 4), 1]
+            // A workgroup of either kernel has 32 columns and 32 rows.
+            [n.div_ceil(32), m.div_ceil(32), 1]
         };
         let limit = gpu.info().workgroups_max;
         if grid[0].max(grid[1]) > limit {
             return Err(GpuError::BeyondLimit { what: "workgroups", asked: grid[0].max(grid[1]).into(), limit: limit.into() });
         }
-        let kernel = gpu.kernel("product", KernelSource::Checked(&product_text(product.half, words)))?;
+        let kernel = gpu.kernel("product", KernelSource::Checked(&product_text(product.half, words, product.staged)))?;
         Ok(gpu.dispatch(&kernel, &bindings, grid))
     }
 
@@ -511,10 +514,11 @@ fn attend_text(dtype: KvDType, slice: u32) -> String {
 }
 
 /// The guests' product; `words` where rows of f16 are not whole words.
-fn product_text(half: bool, words: bool) -> String {
+fn product_text(half: bool, words: bool, staged: bool) -> String {
     let head = include_str!("wgsl/product.wgsl");
     let tile = include_str!("wgsl/product_tile.wgsl");
     if !half {
+        let tile = if staged { include_str!("wgsl/product_staged.wgsl") } else { tile };
         return [head, include_str!("wgsl/product_f32.wgsl"), tile].concat();
     }
     let half = [head, include_str!("wgsl/product_f16.wgsl"), include_str!("wgsl/half_bits.wgsl")].concat();

@@ -8,6 +8,7 @@
 //! device would have chosen.
 
 use super::resident::ResidentKv;
+use super::scribe::{Commands, Copy, Scribe};
 use super::tile_record::{Extents, Inputs, Most, RopeTables, Sections, TileBuffers, TileProgram, TileRecorder};
 use crate::batch::{Answer, Plan, Work};
 use crate::limits::{GPU_OUTPUTS_PER_PASS_MAX, TILE_ROWS_PER_PASS_MAX};
@@ -33,7 +34,9 @@ pub(crate) struct TilePasses {
     scratch: Option<Scratch>,
     programs: [Option<TileProgram>; CLASSES.len()],
     ahead: Option<Ahead>,
-    prepared: Option<Prepared>,
+    /// The step that is expected next, which the scribe encodes.
+    prepared: Option<Step>,
+    scribe: Scribe,
     /// The tokens that the device chose last, and how often in a row they were those that came next.
     chosen: Vec<u32>,
     guessed: usize,
@@ -83,13 +86,6 @@ struct Submitted {
     step: Step,
 }
 
-/// A step that is encoded and not submitted.
-#[derive(Debug)]
-struct Prepared {
-    commands: CommandBuffer,
-    step: Step,
-}
-
 impl TilePasses {
     pub(crate) fn new(gpu: &Arc<Gpu>) -> TilePasses {
         TilePasses {
@@ -98,6 +94,7 @@ impl TilePasses {
             programs: Default::default(),
             ahead: None,
             prepared: None,
+            scribe: Scribe::new(gpu),
             chosen: Vec::new(),
             guessed: 0,
             half: 0,
@@ -141,7 +138,7 @@ impl TilePasses {
             self.ahead = Some(Ahead { submitted, inputs: self.inputs.clone(), kv_changes: kv.changes() });
         }
         if self.times.is_none() {
-            self.prepare(model, &last)?;
+            self.prepare(model, &last);
         }
         self.read(model, &asked, &submitted)
     }
@@ -174,7 +171,8 @@ impl TilePasses {
         stale |= grow(&self.gpu, &mut scratch.partial, "partial attention", partial_bytes(model, &extents)?)?;
         stale |= scratch.ropes.reach(&self.gpu, self.inputs.positions(), model.cpu().threads())?;
         if stale {
-            (self.programs, self.prepared) = Default::default();
+            self.programs = Default::default();
+            self.prepared = self.prepared.take().and_then(|_| self.scribe.finish()).and(None);
         }
         let class = class_of(extents.rows);
         if self.programs[class].is_none() {
@@ -226,11 +224,7 @@ impl TilePasses {
         let step = Step { extents: self.inputs.extents(), logits, half: self.half };
         self.half = 1 - self.half;
         self.write_inputs(step.extents.rows)?;
-        let prepared = self.prepared.take().filter(|prepared| prepared.step == step && self.times.is_none());
-        let commands = match prepared {
-            Some(prepared) => prepared.commands,
-            None => self.encode(model, &step)?,
-        };
+        let commands = self.encoded(model, &step)?;
         Ok(Submitted { number: self.gpu.submit_commands(commands)?, step })
     }
 
@@ -246,54 +240,60 @@ impl TilePasses {
         Ok(())
     }
 
-    /// Encodes a step. What it computes is decided when it is submitted, by the inputs that are written before.
-    fn encode(&mut self, model: &Model, step: &Step) -> Result<CommandBuffer, Error> {
+    /// The commands of a step. What they compute is decided when they are submitted, by the inputs that are written before.
+    fn commands(&self, model: &Model, step: &Step) -> Commands {
         let scratch = self.scratch.as_ref().expect("make_room made it");
         let Extents { rows, outputs, .. } = step.extents;
         let program = self.programs[class_of(rows)].as_ref().expect("make_room made it");
         let mut dispatches = program.of(&step.extents);
         dispatches.extend(scratch.samples[step.half].iter().filter(|_| outputs > 0).map(|d| d.for_rows(outputs)));
-        let mut encoder = self.gpu.encoder();
-        match &mut self.times {
-            Some(times) => *times = self.gpu.run_timed(&dispatches)?,
-            None => record(&mut encoder, &dispatches),
-        }
-        self.encode_logits(model, &mut encoder, &step.logits);
-        Ok(encoder.finish())
+        Commands { dispatches, ..self.reading(model, &step.logits) }
     }
 
-    /// Encodes that the host sees what was chosen, and the logits where each target says.
-    fn encode_logits(&self, model: &Model, encoder: &mut CommandEncoder, targets: &[Option<(Buffer, u64)>]) {
+    /// The commands by which the host sees what was chosen, and the logits where each target says.
+    fn reading(&self, model: &Model, targets: &[Option<(Buffer, u64)>]) -> Commands {
         let scratch = self.scratch.as_ref().expect("make_room made it");
-        let mut shown = vec![scratch.chosen.buffer()];
         let row_bytes = 4 * model.config().vocabulary as u64;
-        for (target, from) in targets.iter().zip((0..).step_by(row_bytes as usize)) {
-            let (to, at) = target.as_ref().map_or((scratch.logits.buffer(), from), |(buffer, at)| (buffer, *at));
-            encoder.copy_buffer_to_buffer(&scratch.buffers.logits, from, to, at, row_bytes);
-            shown.push(to);
-        }
-        show_host(encoder, shown);
+        let rows = targets.iter().zip((0..).step_by(row_bytes as usize));
+        let copy = |(target, from): (&Option<(Buffer, u64)>, u64)| {
+            let (to, at) = target.clone().unwrap_or_else(|| (scratch.logits.buffer().clone(), from));
+            Copy { from, to, at, bytes: row_bytes }
+        };
+        let (logits, chosen) = (scratch.buffers.logits.clone(), scratch.chosen.buffer().clone());
+        Commands { dispatches: Vec::new(), logits, copies: rows.map(copy).collect(), chosen }
     }
 
     /// Copies the logits that a step ahead left on the device.
     fn copy_logits(&mut self, model: &Model, step: Step, targets: Vec<Option<(Buffer, u64)>>) -> Result<Submitted, Error> {
-        let mut encoder = self.gpu.encoder();
-        self.encode_logits(model, &mut encoder, &targets);
-        Ok(Submitted { number: self.gpu.submit_numbered(encoder)?, step: Step { logits: targets, ..step } })
+        let commands = self.reading(model, &targets).encode(&self.gpu);
+        Ok(Submitted { number: self.gpu.submit_commands(commands)?, step: Step { logits: targets, ..step } })
     }
 
-    /// Encodes what will probably be the step after the one that was submitted last, while that one runs.
-    fn prepare(&mut self, model: &Model, last: &Step) -> Result<(), Error> {
+    /// Has what will probably be the step after the one that was submitted last encoded, while that one runs.
+    fn prepare(&mut self, model: &Model, last: &Step) {
         let mut inputs = self.inputs.clone();
         if inputs.outputs[0] == 0 {
-            return Ok(());
+            return;
         }
         inputs.advance();
         let step = Step { extents: inputs.extents(), half: self.half, logits: last.logits.clone() };
         if self.programs[class_of(step.extents.rows)].is_some() {
-            self.prepared = Some(Prepared { commands: self.encode(model, &step)?, step });
+            self.scribe.begin(self.commands(model, &step));
+            self.prepared = Some(step);
         }
-        Ok(())
+    }
+
+    /// A step's commands, encoded before if this is the one that was expected.
+    fn encoded(&mut self, model: &Model, step: &Step) -> Result<CommandBuffer, Error> {
+        let prepared = self.prepared.take().and_then(|expected| Some((expected, self.scribe.finish()?)));
+        let mut commands = match prepared {
+            Some((expected, commands)) if expected == *step && self.times.is_none() => return Ok(commands),
+            _ => self.commands(model, step),
+        };
+        if let Some(times) = &mut self.times {
+            *times = self.gpu.run_timed(&std::mem::take(&mut commands.dispatches))?;
+        }
+        Ok(commands.encode(&self.gpu))
     }
 }
 
