@@ -18,9 +18,6 @@ use crate::KV_BLOCK_TOKENS;
 /// Rows of a run at most.
 pub const RUN_ROWS_MAX: usize = TILE_ROWS as usize;
 
-/// Blocks up to which [`TileAttention::short_ones`] is faster than [`TileAttention::fused_ones`].
-pub const SHORT_BLOCKS_MAX: usize = 4;
-
 /// The attention of a layer.
 #[derive(Clone, Copy, Debug)]
 pub struct TileAttention {
@@ -213,7 +210,13 @@ impl TileAttention {
         Ok([blocks, gpu.dispatch(&join, &[scratch, from.places, out], [self.shape.heads, 1, 1])])
     }
 
-    /// [`TileAttention::fused_ones`] in one dispatch, for rows that see few blocks: a workgroup has all of them. The bits are the same.
+    /// Blocks that a row sees at most for [`TileAttention::short_ones`].
+    pub fn short_blocks(&self) -> usize {
+        self.shape.teams() as usize
+    }
+
+    /// [`TileAttention::fused_ones`] in one dispatch, for rows that see up to [`TileAttention::short_blocks`]: a workgroup has all of
+    /// them. The bits are the same; rows that see more are left out.
     ///
     /// Workgroups are `[1, _, rows]`.
     ///

@@ -9,8 +9,8 @@ use super::one_row::WORKGROUP_BYTES;
 use super::text::{LANES, head};
 use std::fmt::Write as _;
 
-/// Blocks that a workgroup attends to at a time, at most.
-const TEAMS_MAX: u32 = 2;
+/// Blocks of a row that a workgroup has all at once, at most.
+const TEAMS_MAX: u32 = 4;
 
 /// How heads are rotated.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +30,8 @@ impl Attend {
         self.one_bytes() + self.roped_bytes() <= WORKGROUP_BYTES
     }
 
-    /// Blocks at a time of a workgroup that has all of a row's.
-    fn teams(&self) -> u32 {
+    /// Blocks of a row that a workgroup has all at once.
+    pub(super) fn teams(&self) -> u32 {
         ((WORKGROUP_BYTES - self.roped_bytes()) / self.one_bytes()).clamp(1, TEAMS_MAX)
     }
 
@@ -159,7 +159,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
     /// (norms of q and k), kv, out. A team that has no block repeats the last.
     pub(super) fn short_text(&self, turn: Turn) -> String {
         let teams = self.teams();
-        let sums = |j| format!("  var o{j}_0 = vec4<f32>();\n  var o{j}_1 = vec4<f32>();\n");
         format!(
             "{head}
 @compute @workgroup_size({threads})
@@ -170,23 +169,14 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
   let table = places[2u + 2u * row];
   let first = {start} / 64u;
   let last = position / 64u;
+  if (last - first >= {teams}u) {{ return; }}
   let team = index / {ONE_THREADS}u;
   let lid = index % {ONE_THREADS}u;
   let lane = lid % 32u;
   let kv_head = wg.y;
-{read}  var b = min(first + team, last);
+{read}  let b = min(first + team, last);
   let slot = places[table + b];
-  let slot_last = places[table + last];
-{place}{load}{write}{keep}  var m = LEAST;
-  var l = 0.0;
-{sums}  for (var begin = first; begin <= last; begin += {teams}u) {{
-  let next = min(b + {teams}u, last);
-  let next_slot = places[table + next];
-{patch}{bounds}{scores}{softmax}  if (begin + {teams}u <= last) {{
-{again}  }}
-{join}  b = next;
-  }}
-{finish}}}
+{place}{load}{write}{keep}{patch}{bounds}{scores}{softmax}{gains}{join}}}
 ",
             head = self.fused_head(turn, teams, ("out", "read_write> out: array<vec4<f16>>")),
             threads = teams * ONE_THREADS,
@@ -195,60 +185,47 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
             place = one_place(self.one_area()),
             load = self.one_load("var ", "slot"),
             write = self.turn_write(turn, teams),
-            keep = self.keep("true", "slot_last"),
-            sums = (0..self.value_tiles()).map(sums).collect::<String>(),
+            keep = self.keep("true", "places[table + last]"),
             patch = self.patch(),
             bounds = self.one_bounds(),
             scores = self.one_scores(),
             softmax = self.one_softmax(),
-            again = self.one_load("", "next_slot"),
+            gains = self.one_gains(),
             join = self.short_join(teams),
-            finish = self.short_finish(),
         )
     }
 
-    /// Sums of the teams' blocks over values, joined in order. All teams do it; the first team's are written.
+    /// Joins the teams' sums over values in order, and writes the row's heads: a tile after the other, by the first team.
     fn short_join(&self, teams: u32) -> String {
-        let tiles = self.value_tiles();
-        let mut text = self.one_gains();
+        let (padded, quads, group) = (super::padded_len((self.heads * self.head_dim) as usize) / 4, self.quads(), self.group());
+        let mut text = format!("  let to = row * {padded}u + (kv_head * {group}u + r) * {quads}u + h;\n  var m = LEAST;\n  var l = 0.0;\n");
         for t in 0..teams {
             let at = format!("{}u + r", t * TOKENS);
             let _ = writeln!(
                 text,
                 "  let w{t} = weigh(m, top_of({at}));
-  if (begin + {t}u <= last) {{ m = w{t}.most; l = fma(l, w{t}.keep, sum_of({at}) * w{t}.gain); }}"
+  if (first + {t}u <= last) {{ m = w{t}.most; l = fma(l, w{t}.keep, sum_of({at}) * w{t}.gain); }}"
             );
         }
-        for j in 0..tiles {
-            let _ = writeln!(text, "  coopStoreT(o{j}, &sc[mine], {TILE_ROW}u);\n  workgroupBarrier();");
-            for t in 0..teams {
-                let part = |i: u32| {
-                    let at = format!("own % {ONE_SCORES}u + {}u", t * ONE_SCORES + 2 * i);
-                    format!("o{j}_{i} = joined(o{j}_{i}, sc[{at}], w{t});")
-                };
-                let _ = writeln!(text, "  if (begin + {t}u <= last) {{ {} {} }}", part(0), part(1));
+        text += "  let inverse = 1.0 / l;\n";
+        for j in 0..self.value_tiles() {
+            if j > 0 {
+                text += "  workgroupBarrier();\n";
             }
-            // The next tile, or the next block's keys, may take the place of these.
-            text += "  workgroupBarrier();\n";
+            let _ = writeln!(
+                text,
+                "  coopStoreT(o{j}, &sc[mine], {TILE_ROW}u);
+  workgroupBarrier();
+  if (team == 0u && r < {group}u) {{
+    var a = vec4<f32>();
+    var z = vec4<f32>();"
+            );
+            for t in 0..teams {
+                let part = |x: &str, i: u32| format!("{x} = joined({x}, sc[own + {}u], w{t});", t * ONE_SCORES + 2 * i);
+                let _ = writeln!(text, "    if (first + {t}u <= last) {{ {} {} }}", part("a", 0), part("z", 1));
+            }
+            let _ = writeln!(text, "    out[to + e{j}] = halves(a * inverse);\n    out[to + e{j} + 2u] = halves(z * inverse);\n  }}");
         }
         text
-    }
-
-    /// Writes the row's heads.
-    fn short_finish(&self) -> String {
-        let (padded, quads, group) = (super::padded_len((self.heads * self.head_dim) as usize) / 4, self.quads(), self.group());
-        let mut text = format!(
-            "  if (team == 0u && r < {group}u) {{
-  let inverse = 1.0 / l;
-  let to = row * {padded}u + (kv_head * {group}u + r) * {quads}u + h;
-"
-        );
-        for j in 0..self.value_tiles() {
-            let e = format!("min(warp + {}u, {}u) * 4u", 4 * j, self.head_dim / 16 - 1);
-            for i in 0..2 {
-                let _ = writeln!(text, "  out[to + {e} + {}u] = halves(o{j}_{i} * inverse);", 2 * i);
-            }
-        }
-        text + "  }\n"
     }
 }

@@ -21,8 +21,8 @@ const TILE: u32 = TILE_ROWS * ROW;
 const WARPS_MAX: u32 = 4;
 /// Subgroups of a workgroup that rotates heads.
 pub(super) const ROPE_WARPS: u32 = 4;
-/// Quads of a row of a tile of 16 scores or sums in workgroup memory; two are unused, as above.
-pub(super) const TILE_ROW: u32 = 6;
+/// Quads of a row of a tile of 16 scores or sums in workgroup memory; one is unused, as above.
+pub(super) const TILE_ROW: u32 = 5;
 /// Quads of the tiles of the four subgroups of a block of a row that is alone.
 pub(super) const ONE_SCORES: u32 = 4 * TILE_ROWS * TILE_ROW;
 /// Threads of a workgroup for a block of a row that is alone.
@@ -81,7 +81,7 @@ impl Attend {
 
     /// Bytes of workgroup memory that a block of rows that are alone takes.
     pub(super) fn one_bytes(&self) -> u32 {
-        8 * self.one_area() + 16 * ONE_SCORES + 8 * TILE + 2 * 4 * TOKENS
+        8 * self.one_area() + 16 * ONE_SCORES + 2 * 4 * TOKENS
     }
 
     /// Quads of a slot of the scratch buffer: a head's sums, then its maximum and sum of probabilities.
@@ -394,7 +394,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             "
 var<workgroup> kvs: array<vec4<f16>, {}>;
 var<workgroup> sc: array<vec4<f32>, {}>;
-var<workgroup> ps: array<vec4<f16>, {}>;
 var<workgroup> tops: array<f32, {stats}>;
 var<workgroup> sums: array<f32, {stats}>;
 fn top_of(at: u32) -> f32 {{ return max(max(tops[at], tops[at + 16u]), max(tops[at + 32u], tops[at + 48u])); }}
@@ -402,14 +401,17 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
 ",
             teams * self.one_area(),
             teams * ONE_SCORES,
-            teams * TILE,
             stats = teams * TOKENS,
         )
     }
 
-    /// Quads of a group's queries and a block's keys or values.
+    /// Quads of a group's queries or probabilities, then of a block's keys or values.
     pub(super) fn one_area(&self) -> u32 {
-        (self.group() + TOKENS) * self.row()
+        self.one_queries_quads() + TOKENS * self.row()
+    }
+
+    fn one_queries_quads(&self) -> u32 {
+        self.group() * self.row().max(ROW)
     }
 
     /// Which tokens of block `b` the row sees.
@@ -466,13 +468,13 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
         let (quads, row) = (self.quads(), self.row());
         let one = |i| {
             let id = format!("(lid + {}u)", i * ONE_THREADS);
-            format!("  kvs[area + {id} / {quads}u * {row}u + {id} % {quads}u + {}u] = {name}{i};\n", self.group() * row)
+            format!("  kvs[area + {id} / {quads}u * {row}u + {id} % {quads}u + {}u] = {name}{i};\n", self.one_queries_quads())
         };
         (0..self.one_quads()).map(one).collect()
     }
 
-    /// A subgroup's scores; surplus rows of a tile of queries are keys. Values take the keys' place later, which nobody reads after the
-    /// first barrier of the softmax.
+    /// A subgroup's scores; surplus rows of a tile of queries are keys. Values take the keys' place later, and probabilities that of the
+    /// queries: nobody reads those after the first barrier of the softmax.
     pub(super) fn one_scores(&self) -> String {
         let (quads, row, mut text) = (self.quads(), self.row(), String::new());
         for i in 0..self.query_quads() {
@@ -482,7 +484,7 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
         text += "  workgroupBarrier();\n  var c = coop_mat16x16<f32, C>();\n";
         for t in 0..self.head_dim / 16 {
             let query = format!("coopLoadT<coop_mat16x16<f16, A>>(&kvs[area + {}u], {row}u)", t * 4);
-            let at = format!("area + warp * {}u + {}u", 16 * row, self.group() * row + t * 4);
+            let at = format!("area + warp * {}u + {}u", 16 * row, self.one_queries_quads() + t * 4);
             let _ = writeln!(text, "  c = coopMultiplyAdd({query}, coopLoad<coop_mat16x16<f16, B>>(&kvs[{at}], {row}u), c);");
         }
         text + &format!("  coopStoreT(c, &sc[mine], {TILE_ROW}u);\n  subgroupBarrier();\n")
@@ -490,7 +492,7 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
 
     /// From scores to the probabilities of all subgroups; values are in workgroup memory from here on.
     pub(super) fn one_softmax(&self) -> String {
-        ONE_SOFTMAX.replace("VALUES", &self.one_store("v"))
+        ONE_SOFTMAX.replace("VALUES", &self.one_store("v")).replace("GROUP", &format!("{}u", self.group()))
     }
 
     /// Sums of a block over values, to the scratch buffer.
@@ -522,12 +524,12 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
     pub(super) fn one_gains(&self) -> String {
         let (tiles, row, mut text) = (self.head_dim / 16, self.row(), String::new());
         for t in 0..4 {
-            let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&ps[probs + {}u], {ROW}u);", t * 4);
+            let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&kvs[area + {}u], {ROW}u);", t * 4);
         }
         for j in 0..self.value_tiles() {
             let _ = writeln!(text, "  let e{j} = min(warp + {}u, {}u) * 4u;\n  var o{j} = coop_mat16x16<f32, C>();", 4 * j, tiles - 1);
             for t in 0..4 {
-                let at = format!("area + e{j} + {}u", (self.group() + t * 16) * row);
+                let at = format!("area + e{j} + {}u", self.one_queries_quads() + t * 16 * row);
                 let _ = writeln!(text, "  o{j} = coopMultiplyAdd(pa{t}, coopLoadT<coop_mat16x16<f16, B>>(&kvs[{at}], {row}u), o{j});");
             }
         }
@@ -614,8 +616,10 @@ const ONE_SOFTMAX: &str = "  var x0 = select(vec4<f32>(LEAST), sc[own], (quad >=
   let base = vec4<f32>(max(top_of(stats + r), 0.1 * LEAST));
   x0 = powers(x0 - base);
   x1 = powers(x1 - base);
-  ps[probs + r * 18u + warp * 4u + h] = vec4<f16>(x0);
-  ps[probs + r * 18u + warp * 4u + h + 2u] = vec4<f16>(x1);
+  if (r < GROUP) {
+    kvs[area + r * 18u + warp * 4u + h] = vec4<f16>(x0);
+    kvs[area + r * 18u + warp * 4u + h + 2u] = vec4<f16>(x1);
+  }
   let t = x0 + x1;
   var sum = (t.x + t.y) + (t.z + t.w);
   sum = sum + subgroupShuffleXor(sum, 1u);
@@ -630,7 +634,6 @@ pub(super) fn one_place(area: u32) -> String {
   let r = lid % 32u / 2u;
   let h = lid % 2u;
   let area = team * {area}u;
-  let probs = team * {TILE}u;
   let stats = team * {TOKENS}u;
   let mine = team * {ONE_SCORES}u + warp * {tile}u;
   let own = mine + r * {TILE_ROW}u + h;
