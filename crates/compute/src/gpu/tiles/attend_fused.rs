@@ -12,6 +12,9 @@ use std::fmt::Write as _;
 /// Blocks of a row that a workgroup has all at once, at most.
 const TEAMS_MAX: u32 = 4;
 
+/// The row's own token, if it is in block `b`: what was read of it may be old or new, and nobody uses it.
+const HOLE: &str = "  let hole = select(64u, position % 64u, b == position / 64u);\n";
+
 /// How heads are rotated.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn {
@@ -110,17 +113,6 @@ fn fresh(at: u32) -> vec4<f16> {{ return vec4<f16>(roped[4u * at], roped[4u * at
         )
     }
 
-    /// Puts the row's key and value among the others of block `b`. What was read in their place may be old or new: nobody uses it.
-    fn patch(&self) -> String {
-        let (quads, mut text) = (self.quads(), "  let hole = select(64u, position % 64u, b == position / 64u);\n".to_owned());
-        for i in 0..self.one_quads() {
-            let (id, group) = (format!("(lid + {}u)", i * ONE_THREADS), self.group());
-            let new = |which: u32| format!("fresh({}u + {id} % {quads}u)", which * quads);
-            let _ = writeln!(text, "  if ({id} / {quads}u == hole) {{ k{i} = {}; v{i} = {}; }}", new(group), new(group + 1));
-        }
-        text
-    }
-
     /// The kernel for one block of a row: bindings qkv, rotations, places, (norms of q and k), kv, scratch.
     pub(super) fn fused_text(&self, turn: Turn) -> String {
         format!(
@@ -138,19 +130,19 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
   let lane = lid % 32u;
   let kv_head = wg.y;
 {read}  let slot = places[places[2u + 2u * row] + b];
-{place}{load}{write}{keep}{patch}{bounds}{scores}{softmax}{gains}}}
+{place}{load}{write}{keep}{hole}{bounds}{scores}{softmax}{gains}}}
 ",
             head = self.fused_head(turn, 1, ("scratch", "read_write> scratch: array<vec4<f32>>")),
             start = self.start("position"),
             read = self.turn_read(turn, 1),
             place = one_place(self.one_area()),
-            load = self.one_load("var ", "slot"),
+            load = self.one_load(),
             write = self.turn_write(turn, 1),
             keep = self.keep("b == position / 64u", "slot"),
-            patch = self.patch(),
+            hole = HOLE,
             bounds = self.one_bounds(),
-            scores = self.one_scores(),
-            softmax = self.one_softmax(),
+            scores = self.one_scores(true),
+            softmax = self.one_softmax(true),
             gains = self.one_leave(),
         )
     }
@@ -176,20 +168,20 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
   let kv_head = wg.y;
 {read}  let b = min(first + team, last);
   let slot = places[table + b];
-{place}{load}{write}{keep}{patch}{bounds}{scores}{softmax}{gains}{join}}}
+{place}{load}{write}{keep}{hole}{bounds}{scores}{softmax}{gains}{join}}}
 ",
             head = self.fused_head(turn, teams, ("out", "read_write> out: array<vec4<f16>>")),
             threads = teams * ONE_THREADS,
             start = self.start("position"),
             read = self.turn_read(turn, teams),
             place = one_place(self.one_area()),
-            load = self.one_load("var ", "slot"),
+            load = self.one_load(),
             write = self.turn_write(turn, teams),
             keep = self.keep("true", "places[table + last]"),
-            patch = self.patch(),
+            hole = HOLE,
             bounds = self.one_bounds(),
-            scores = self.one_scores(),
-            softmax = self.one_softmax(),
+            scores = self.one_scores(true),
+            softmax = self.one_softmax(true),
             gains = self.one_gains(),
             join = self.short_join(teams),
         )
@@ -199,14 +191,16 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
     fn short_join(&self, teams: u32) -> String {
         let (padded, quads, group) = (super::padded_len((self.heads * self.head_dim) as usize) / 4, self.quads(), self.group());
         let mut text = format!("  let to = row * {padded}u + (kv_head * {group}u + r) * {quads}u + h;\n  var m = LEAST;\n  var l = 0.0;\n");
+        (0..teams).for_each(|t| text += &format!("  var w{t} = Weights();\n"));
+        text += "  if (team == 0u) {\n";
         for t in 0..teams {
             let at = format!("{}u + r", t * TOKENS);
             let _ = writeln!(
                 text,
-                "  let w{t} = weigh(m, top_of({at}));
-  if (first + {t}u <= last) {{ m = w{t}.most; l = fma(l, w{t}.keep, sum_of({at}) * w{t}.gain); }}"
+                "    if (first + {t}u <= last) {{ w{t} = weigh(m, top_of({at})); m = w{t}.most; l = fma(l, w{t}.keep, sum_of({at}) * w{t}.gain); }}"
             );
         }
+        text += "  }\n";
         text += "  let inverse = 1.0 / l;\n";
         for j in 0..self.value_tiles() {
             if j > 0 {

@@ -380,10 +380,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             start = self.start("position"),
             place = one_place(self.one_area()),
             queries = self.one_queries(),
-            load = self.one_load("let ", "slot"),
+            load = self.one_load(),
             bounds = self.one_bounds(),
-            scores = self.one_scores(),
-            softmax = self.one_softmax(),
+            scores = self.one_scores(false),
+            softmax = self.one_softmax(false),
             gains = self.one_leave(),
         )
     }
@@ -433,7 +433,7 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
     }
 
     /// Quads of a block's keys that a thread loads for rows that are alone, and of its values.
-    pub(super) fn one_quads(&self) -> u32 {
+    fn one_quads(&self) -> u32 {
         TOKENS * self.quads() / ONE_THREADS
     }
 
@@ -444,11 +444,11 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
     }
 
     /// Asks for the keys and values of the block in a slot.
-    pub(super) fn one_load(&self, declare: &str, slot: &str) -> String {
+    pub(super) fn one_load(&self) -> String {
         let mut text = String::new();
         for (side, name) in ["k", "v"].into_iter().enumerate() {
             for i in 0..self.one_quads() {
-                let _ = writeln!(text, "  {declare}{name}{i} = kv[block_of({slot}, {side}u, kv_head) + lid + {}u];", i * ONE_THREADS);
+                let _ = writeln!(text, "  let {name}{i} = kv[block_of(slot, {side}u, kv_head) + lid + {}u];", i * ONE_THREADS);
             }
         }
         text
@@ -463,24 +463,34 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
         share(i, ONE_THREADS, self.group() * self.quads())
     }
 
-    /// Puts keys or values behind the queries.
-    fn one_store(&self, name: &str) -> String {
-        let (quads, row) = (self.quads(), self.row());
-        let one = |i| {
+    /// Puts keys (`k`) or values behind the queries. What is `fused` takes token `hole`'s from the rotated heads instead.
+    fn one_store(&self, name: &str, fused: bool) -> String {
+        let (quads, row, first) = (self.quads(), self.row(), self.one_queries_quads());
+        let mut text = String::new();
+        for i in 0..self.one_quads() {
             let id = format!("(lid + {}u)", i * ONE_THREADS);
-            format!("  kvs[area + {id} / {quads}u * {row}u + {id} % {quads}u + {}u] = {name}{i};\n", self.one_queries_quads())
-        };
-        (0..self.one_quads()).map(one).collect()
+            let put = format!("kvs[area + {id} / {quads}u * {row}u + {id} % {quads}u + {first}u] = {name}{i};");
+            let _ = match fused {
+                true => writeln!(text, "  if ({id} / {quads}u != hole) {{ {put} }}"),
+                false => writeln!(text, "  {put}"),
+            };
+        }
+        if fused {
+            let new = (self.group() + u32::from(name == "v")) * quads;
+            let put = format!("kvs[area + hole * {row}u + lid + {first}u] = fresh(lid + {new}u);");
+            let _ = writeln!(text, "  if (lid < {quads}u && hole < {TOKENS}u) {{ {put} }}");
+        }
+        text
     }
 
     /// A subgroup's scores; surplus rows of a tile of queries are keys. Values take the keys' place later, and probabilities that of the
     /// queries: nobody reads those after the first barrier of the softmax.
-    pub(super) fn one_scores(&self) -> String {
+    pub(super) fn one_scores(&self, fused: bool) -> String {
         let (quads, row, mut text) = (self.quads(), self.row(), String::new());
         for i in 0..self.query_quads() {
             let _ = writeln!(text, "  {{ let id = {}; kvs[area + id / {quads}u * {row}u + id % {quads}u] = q{i}; }}", self.query(i));
         }
-        text += &self.one_store("k");
+        text += &self.one_store("k", fused);
         text += "  workgroupBarrier();\n  var c = coop_mat16x16<f32, C>();\n";
         for t in 0..self.head_dim / 16 {
             let query = format!("coopLoadT<coop_mat16x16<f16, A>>(&kvs[area + {}u], {row}u)", t * 4);
@@ -491,8 +501,8 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
     }
 
     /// From scores to the probabilities of all subgroups; values are in workgroup memory from here on.
-    pub(super) fn one_softmax(&self) -> String {
-        ONE_SOFTMAX.replace("VALUES", &self.one_store("v")).replace("GROUP", &format!("{}u", self.group()))
+    pub(super) fn one_softmax(&self, fused: bool) -> String {
+        ONE_SOFTMAX.replace("VALUES", &self.one_store("v", fused)).replace("GROUP", &format!("{}u", self.group()))
     }
 
     /// Sums of a block over values, to the scratch buffer.
