@@ -4,7 +4,9 @@
 //! The pieces are those of `attend_text.rs`, and so are the bits.
 
 use super::Norm;
-use super::attend_text::{Attend, BOUNDED, ONE_SCORES, ONE_THREADS, TILE_ROW, TOKENS, one_place, rope_norm, rope_read, rope_write};
+use super::attend_text::{
+    Attend, BOUNDED, ONE_SCORES, ONE_THREADS, TILE_ROW, TOKENS, one_place, rope_angles, rope_norm, rope_read, rope_write,
+};
 use super::one_row::WORKGROUP_BYTES;
 use super::text::{LANES, head};
 use std::fmt::Write as _;
@@ -118,23 +120,24 @@ fn fresh(at: u32) -> vec4<f16> {{ return vec4<f16>(roped[4u * at], roped[4u * at
         format!(
             "{head}
 @compute @workgroup_size({ONE_THREADS})
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {{
-  let count = places[0];
-  if (wg.z >= count) {{ return; }}
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) index: u32) {{
+  let count = nwg.z;
   let row = wg.z;
-  let position = places[1u + 2u * row];
-  let b = {start} / 64u + wg.x;
-  if (b > position / 64u) {{ return; }}
   let team = 0u;
   let lid = index;
   let lane = lid % 32u;
   let kv_head = wg.y;
-{read}  let slot = places[places[2u + 2u * row] + b];
+{read}  let position = places[1u + 2u * row];
+  let b = {start} / 64u + wg.x;
+  let table = places[2u + 2u * row];
+  if (b > position / 64u) {{ return; }}
+{angles}  let slot = places[table + b];
 {place}{load}{write}{keep}{hole}{bounds}{scores}{softmax}{gains}}}
 ",
             head = self.fused_head(turn, 1, ("scratch", "read_write> scratch: array<vec4<f32>>")),
             start = self.start("position"),
             read = self.turn_read(turn, 1),
+            angles = rope_angles(self.head_dim),
             place = one_place(self.one_area()),
             load = self.one_load(),
             write = self.turn_write(turn, 1),
@@ -155,29 +158,30 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
             "{head}
 @compute @workgroup_size({threads})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {{
-  if (wg.z >= places[0]) {{ return; }}
   let row = wg.z;
-  let position = places[1u + 2u * row];
-  let table = places[2u + 2u * row];
-  let first = {start} / 64u;
-  let last = position / 64u;
-  if (last - first >= {teams}u) {{ return; }}
   let team = index / {ONE_THREADS}u;
   let lid = index % {ONE_THREADS}u;
   let lane = lid % 32u;
   let kv_head = wg.y;
-{read}  let b = min(first + team, last);
+{read}  let position = places[1u + 2u * row];
+  let table = places[2u + 2u * row];
+  let first = {start} / 64u;
+  let last = position / 64u;
+  if (last - first >= {teams}u) {{ return; }}
+{angles}  let b = min(first + team, last);
   let slot = places[table + b];
+  let slot_last = places[table + last];
 {place}{load}{write}{keep}{hole}{bounds}{scores}{softmax}{gains}{join}}}
 ",
             head = self.fused_head(turn, teams, ("out", "read_write> out: array<vec4<f16>>")),
             threads = teams * ONE_THREADS,
             start = self.start("position"),
             read = self.turn_read(turn, teams),
+            angles = rope_angles(self.head_dim),
             place = one_place(self.one_area()),
             load = self.one_load(),
             write = self.turn_write(turn, teams),
-            keep = self.keep("true", "places[table + last]"),
+            keep = self.keep("true", "slot_last"),
             hole = HOLE,
             bounds = self.one_bounds(),
             scores = self.one_scores(true),
@@ -197,7 +201,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
             let at = format!("{}u + r", t * TOKENS);
             let _ = writeln!(
                 text,
-                "    if (first + {t}u <= last) {{ w{t} = weigh(m, top_of({at})); m = w{t}.most; l = fma(l, w{t}.keep, sum_of({at}) * w{t}.gain); }}"
+                "    if (first + {t}u <= last) {{
+      w{t} = weigh(m, top_of({at}));
+      m = w{t}.most;
+      l = fma(l, w{t}.keep, sum_of({at}) * w{t}.gain);
+    }}"
             );
         }
         text += "  }\n";

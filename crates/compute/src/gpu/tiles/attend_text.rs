@@ -79,7 +79,7 @@ impl Attend {
         self.width() / 8
     }
 
-    /// Bytes of workgroup memory that a block of rows that are alone takes.
+    /// Bytes of workgroup memory that a block of rows that are alone takes: 47 KiB for 16 heads of 256 elements, the most there are.
     pub(super) fn one_bytes(&self) -> u32 {
         8 * self.one_area() + 16 * ONE_SCORES + 2 * 4 * TOKENS
     }
@@ -557,12 +557,12 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
 
     /// The kernel that joins the blocks of rows that are alone, a thread an element: bindings scratch, places, ones, out. A lane weighs a
     /// block: the maximum of all before it is the same in whatever order it is found.
-    /// Without `listed` all rows are alone, and there is no binding that says which.
+    /// Without `listed` all rows are alone, there is no binding that says which, and there is no workgroup too many.
     pub(super) fn join_text(&self, listed: bool) -> String {
         let mut bindings = vec![("scratch", "read> scratch: array<f32>"), ("places", "read> places: array<u32>")];
         bindings.extend(listed.then_some(("ones", "read> ones: array<u32>")));
         bindings.push(("out", "read_write> out: array<f16>"));
-        let (count, row) = if listed { ("ones[0]", "ones[1u + wg.y]") } else { ("places[0]", "wg.y") };
+        let (count, row) = if listed { ("ones[0]", "ones[1u + wg.y]") } else { ("nwg.y", "wg.y") };
         let (mut gain, mut scan) = (String::new(), String::new());
         let mut rotate = "  now_top = then_top;\n  now_sum = then_sum;\n".to_owned();
         for i in 0..LANES {
@@ -576,7 +576,7 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
             "{head}{functions}
 var<workgroup> weights: array<vec4<f32>, {threads}>;
 @compute @workgroup_size({threads})
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
   let count = {count};
   if (wg.y >= count) {{ return; }}
   let lane = lid % 32u;
@@ -703,7 +703,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         threads = ROPE_WARPS * LANES,
         all_last = all - 1,
         block = TOKENS * head_dim,
-        read = rope_read(pairs, interleaved, 0),
+        read = rope_read(pairs, interleaved, 0) + &rope_angles(head_dim),
         normed = norm.map(|norm| rope_norm(shape, norm, 0)).unwrap_or_default(),
         write = rope_write(shape, 0, &store),
     )
@@ -741,17 +741,26 @@ pub(super) fn rope_norm(shape: &Attend, norm: Norm, n: u32) -> String {
     text
 }
 
+/// The angles of a lane's pairs.
+pub(super) fn rope_angles(head_dim: u32) -> String {
+    let (pairs, mut text) = (head_dim / 2, String::new());
+    for p in 0..pairs.div_ceil(LANES) {
+        let _ = writeln!(text, "  let cos{p} = rotations[position * {head_dim}u + i0_{p}];");
+        let _ = writeln!(text, "  let sin{p} = rotations[position * {head_dim}u + {pairs}u + i0_{p}];");
+    }
+    text
+}
+
 /// Rotates, unless `is_value{n}`, and does `store` with elements `x` and `y` of the head's places `to_x` and `to_y`.
 pub(super) fn rope_write(shape: &Attend, n: u32, store: &str) -> String {
-    let (head_dim, pairs, mut text) = (shape.head_dim, shape.head_dim / 2, String::new());
-    for at in (0..pairs.div_ceil(LANES)).map(|p| format!("{n}_{p}")) {
+    let (pairs, mut text) = (shape.head_dim / 2, String::new());
+    for p in 0..pairs.div_ceil(LANES) {
+        let at = format!("{n}_{p}");
         let _ = writeln!(
             text,
             "  if (live{at}) {{
-    let c = rotations[position * {head_dim}u + i{at}];
-    let s = rotations[position * {head_dim}u + {pairs}u + i{at}];
-    let x = bounded(select(fma(x{at}, c, -(y{at} * s)), x{at}, is_value{n}));
-    let y = bounded(select(fma(x{at}, s, y{at} * c), y{at}, is_value{n}));
+    let x = bounded(select(fma(x{at}, cos{p}, -(y{at} * sin{p})), x{at}, is_value{n}));
+    let y = bounded(select(fma(x{at}, sin{p}, y{at} * cos{p}), y{at}, is_value{n}));
     let to_x = select(i{at}, a{at}, is_value{n});
     let to_y = select(i{at} + {pairs}u, b{at}, is_value{n});
     {store}
