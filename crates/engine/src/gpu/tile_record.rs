@@ -10,8 +10,8 @@ use crate::config::{AttentionPlan, Config};
 use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, RopePairs};
 use driftwood_compute::gpu::tiles::{
-    Activation, Arrange, Attended, Fused, HeadNorms, Input, Many, Norm, Normed, Output, RUN_ROWS_MAX, Rotation, Rows, SHORT_BLOCKS_MAX,
-    TileAttention, TileMatrix, norm_rows, padded_len,
+    Activation, Arrange, Attended, Fused, HeadNorms, Input, Many, Norm, Normed, Output, RUN_ROWS_MAX, Rotation, Rows, TileAttention,
+    TileMatrix, norm_rows, padded_len,
 };
 use driftwood_compute::gpu::{Binding, Buffer, Dispatch, Draw, Each, Gpu, GpuError, Heads, Plain, RowDispatch, Sample};
 use driftwood_compute::{KV_BLOCK_TOKENS, Matrix, Row};
@@ -32,9 +32,9 @@ enum Sized {
     Ones(Dispatch),
     /// Runs of rows.
     Runs(Dispatch),
-    /// Where rows that are alone see few blocks, or many.
-    Short(Dispatch),
-    Long(Box<Sized>),
+    /// Where rows that are alone see up to so many blocks, or more.
+    Short(usize, Dispatch),
+    Long(usize, Box<Sized>),
 }
 
 /// The extents of one step.
@@ -64,8 +64,8 @@ impl Sized {
             Sized::Blocks(d) => (e.ones > 0).then(|| sized(d, &|w| (w[0], w[2]) = (e.blocks, e.ones))),
             Sized::Ones(d) => (e.ones > 0).then(|| d.for_rows(e.ones)),
             Sized::Runs(d) => (e.runs > 0).then(|| sized(d, &|w| w[0] = e.runs)),
-            Sized::Short(d) => (e.blocks as usize <= SHORT_BLOCKS_MAX).then(|| d.clone()),
-            Sized::Long(inner) => (e.blocks as usize > SHORT_BLOCKS_MAX).then(|| inner.of(rows, e)).flatten(),
+            Sized::Short(most, d) => (e.blocks as usize <= *most).then(|| d.clone()),
+            Sized::Long(most, inner) => (e.blocks as usize > *most).then(|| inner.of(rows, e)).flatten(),
         }
     }
 }
@@ -473,10 +473,10 @@ impl<'a> TileRecording<'a> {
         };
         let (from, out, partial) = (Attended { q, kv, places }, Binding::whole(&b.attended), Binding::whole(to.partial));
         if to.most.rows == 1 && attention.fuses() {
-            let from = Fused { rotation, kv, places };
+            let (from, short) = (Fused { rotation, kv, places }, attention.short_blocks());
             let [blocks, joined] = attention.fused_ones(to.gpu, from, partial, out)?;
-            all.push(Sized::Short(attention.short_ones(to.gpu, from, out)?));
-            all.extend([Sized::Blocks(blocks), Sized::Ones(joined)].map(|sized| Sized::Long(Box::new(sized))));
+            all.push(Sized::Short(short, attention.short_ones(to.gpu, from, out)?));
+            all.extend([Sized::Blocks(blocks), Sized::Ones(joined)].map(|sized| Sized::Long(short, Box::new(sized))));
         } else {
             all.push(Sized::Rows(attention.rope_store(to.gpu, to.most.rows, rotation, places, (q, kv))?));
             let [blocks, joined] = attention.ones(to.gpu, from, to.input(to.sections().ones), partial, out)?;

@@ -10,16 +10,12 @@
 use super::super::{Binding, Dispatch, Gpu, GpuError, Heads, KernelSource};
 use super::attend_fused::Turn;
 use super::attend_text::{Attend, ROPE_WARPS, TILE_ROWS, rope_store_text};
-use super::one_row::WORKGROUP_BYTES;
 use super::product::{bad, grid, room};
 use super::{Norm, padded_len};
 use crate::KV_BLOCK_TOKENS;
 
 /// Rows of a run at most.
 pub const RUN_ROWS_MAX: usize = TILE_ROWS as usize;
-
-/// Blocks up to which [`TileAttention::short_ones`] is faster than [`TileAttention::fused_ones`].
-pub const SHORT_BLOCKS_MAX: usize = 4;
 
 /// The attention of a layer.
 #[derive(Clone, Copy, Debug)]
@@ -92,14 +88,7 @@ impl TileAttention {
         if !(scale > 0.0 && scale.is_finite()) || window == Some(0) {
             return Err(bad(&format!("a scale of {scale} or a window of {window:?}: both must be above zero")));
         }
-        let shape = Attend { heads, kv_heads, head_dim, scale, window: window.unwrap_or(0) };
-        if shape.one_bytes() > WORKGROUP_BYTES {
-            return Err(bad(&format!(
-                "{} query heads of {head_dim} elements to a KV head are more than workgroup memory takes",
-                shape.group()
-            )));
-        }
-        Ok(TileAttention { shape })
+        Ok(TileAttention { shape: Attend { heads, kv_heads, head_dim, scale, window: window.unwrap_or(0) } })
     }
 
     /// Bytes of the queries of `rows` rows: f16 (row, head, head_dim).
@@ -199,7 +188,7 @@ impl TileAttention {
     /// [`TileAttention::rope_store`] and [`TileAttention::ones`] in two dispatches, to be run in order, for a step in which every row is
     /// alone, in a session of its own. The bits are the same.
     ///
-    /// Workgroups of the first are `[blocks, _, rows]`, of the second `[_, rows, 1]`, as for `ones`.
+    /// Workgroups of the first are `[blocks, _, rows]`, of the second `[_, rows, 1]`, with the very number of rows.
     ///
     /// # Errors
     /// If the attention does not fuse, if a binding is too short, or if the driver refuses.
@@ -213,9 +202,15 @@ impl TileAttention {
         Ok([blocks, gpu.dispatch(&join, &[scratch, from.places, out], [self.shape.heads, 1, 1])])
     }
 
-    /// [`TileAttention::fused_ones`] in one dispatch, for rows that see few blocks: a workgroup has all of them. The bits are the same.
+    /// Blocks that a row sees at most for [`TileAttention::short_ones`].
+    pub fn short_blocks(&self) -> usize {
+        self.shape.teams() as usize
+    }
+
+    /// [`TileAttention::fused_ones`] in one dispatch, for rows that see up to [`TileAttention::short_blocks`]: a workgroup has all of
+    /// them. The bits are the same; rows that see more are left out.
     ///
-    /// Workgroups are `[1, _, rows]`.
+    /// Workgroups are `[1, _, rows]`, with the very number of rows.
     ///
     /// # Errors
     /// If the attention does not fuse, if a binding is too short, or if the driver refuses.

@@ -4,13 +4,18 @@
 //! The pieces are those of `attend_text.rs`, and so are the bits.
 
 use super::Norm;
-use super::attend_text::{Attend, BOUNDED, ONE_SCORES, ONE_THREADS, TILE_ROW, TOKENS, one_place, rope_norm, rope_read, rope_write};
+use super::attend_text::{
+    Attend, BOUNDED, ONE_SCORES, ONE_THREADS, TILE_ROW, TOKENS, one_place, rope_angles, rope_norm, rope_read, rope_write,
+};
 use super::one_row::WORKGROUP_BYTES;
 use super::text::{LANES, head};
 use std::fmt::Write as _;
 
-/// Blocks that a workgroup attends to at a time, at most.
-const TEAMS_MAX: u32 = 2;
+/// Blocks of a row that a workgroup has all at once, at most.
+const TEAMS_MAX: u32 = 4;
+
+/// The row's own token, if it is in block `b`: what was read of it may be old or new, and nobody uses it.
+const HOLE: &str = "  let hole = select(64u, position % 64u, b == position / 64u);\n";
 
 /// How heads are rotated.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +35,8 @@ impl Attend {
         self.one_bytes() + self.roped_bytes() <= WORKGROUP_BYTES
     }
 
-    /// Blocks at a time of a workgroup that has all of a row's.
-    fn teams(&self) -> u32 {
+    /// Blocks of a row that a workgroup has all at once.
+    pub(super) fn teams(&self) -> u32 {
         ((WORKGROUP_BYTES - self.roped_bytes()) / self.one_bytes()).clamp(1, TEAMS_MAX)
     }
 
@@ -110,47 +115,37 @@ fn fresh(at: u32) -> vec4<f16> {{ return vec4<f16>(roped[4u * at], roped[4u * at
         )
     }
 
-    /// Puts the row's key and value among the others of block `b`. What was read in their place may be old or new: nobody uses it.
-    fn patch(&self) -> String {
-        let (quads, mut text) = (self.quads(), "  let hole = select(64u, position % 64u, b == position / 64u);\n".to_owned());
-        for i in 0..self.one_quads() {
-            let (id, group) = (format!("(lid + {}u)", i * ONE_THREADS), self.group());
-            let new = |which: u32| format!("fresh({}u + {id} % {quads}u)", which * quads);
-            let _ = writeln!(text, "  if ({id} / {quads}u == hole) {{ k{i} = {}; v{i} = {}; }}", new(group), new(group + 1));
-        }
-        text
-    }
-
     /// The kernel for one block of a row: bindings qkv, rotations, places, (norms of q and k), kv, scratch.
     pub(super) fn fused_text(&self, turn: Turn) -> String {
         format!(
             "{head}
 @compute @workgroup_size({ONE_THREADS})
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {{
-  let count = places[0];
-  if (wg.z >= count) {{ return; }}
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) index: u32) {{
+  let count = nwg.z;
   let row = wg.z;
-  let position = places[1u + 2u * row];
-  let b = {start} / 64u + wg.x;
-  if (b > position / 64u) {{ return; }}
   let team = 0u;
   let lid = index;
   let lane = lid % 32u;
   let kv_head = wg.y;
-{read}  let slot = places[places[2u + 2u * row] + b];
-{place}{load}{write}{keep}{patch}{bounds}{scores}{softmax}{gains}}}
+{read}  let position = places[1u + 2u * row];
+  let b = {start} / 64u + wg.x;
+  let table = places[2u + 2u * row];
+  if (b > position / 64u) {{ return; }}
+{angles}  let slot = places[table + b];
+{place}{load}{write}{keep}{hole}{bounds}{scores}{softmax}{gains}}}
 ",
             head = self.fused_head(turn, 1, ("scratch", "read_write> scratch: array<vec4<f32>>")),
             start = self.start("position"),
             read = self.turn_read(turn, 1),
+            angles = rope_angles(self.head_dim),
             place = one_place(self.one_area()),
-            load = self.one_load("var ", "slot"),
+            load = self.one_load(),
             write = self.turn_write(turn, 1),
             keep = self.keep("b == position / 64u", "slot"),
-            patch = self.patch(),
+            hole = HOLE,
             bounds = self.one_bounds(),
-            scores = self.one_scores(),
-            softmax = self.one_softmax(),
+            scores = self.one_scores(true),
+            softmax = self.one_softmax(true),
             gains = self.one_leave(),
         )
     }
@@ -159,96 +154,80 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
     /// (norms of q and k), kv, out. A team that has no block repeats the last.
     pub(super) fn short_text(&self, turn: Turn) -> String {
         let teams = self.teams();
-        let sums = |j| format!("  var o{j}_0 = vec4<f32>();\n  var o{j}_1 = vec4<f32>();\n");
         format!(
             "{head}
 @compute @workgroup_size({threads})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {{
-  if (wg.z >= places[0]) {{ return; }}
   let row = wg.z;
-  let position = places[1u + 2u * row];
-  let table = places[2u + 2u * row];
-  let first = {start} / 64u;
-  let last = position / 64u;
   let team = index / {ONE_THREADS}u;
   let lid = index % {ONE_THREADS}u;
   let lane = lid % 32u;
   let kv_head = wg.y;
-{read}  var b = min(first + team, last);
+{read}  let position = places[1u + 2u * row];
+  let table = places[2u + 2u * row];
+  let first = {start} / 64u;
+  let last = position / 64u;
+  if (last - first >= {teams}u) {{ return; }}
+{angles}  let b = min(first + team, last);
   let slot = places[table + b];
   let slot_last = places[table + last];
-{place}{load}{write}{keep}  var m = LEAST;
-  var l = 0.0;
-{sums}  for (var begin = first; begin <= last; begin += {teams}u) {{
-  let next = min(b + {teams}u, last);
-  let next_slot = places[table + next];
-{patch}{bounds}{scores}{softmax}  if (begin + {teams}u <= last) {{
-{again}  }}
-{join}  b = next;
-  }}
-{finish}}}
+{place}{load}{write}{keep}{hole}{bounds}{scores}{softmax}{gains}{join}}}
 ",
             head = self.fused_head(turn, teams, ("out", "read_write> out: array<vec4<f16>>")),
             threads = teams * ONE_THREADS,
             start = self.start("position"),
             read = self.turn_read(turn, teams),
+            angles = rope_angles(self.head_dim),
             place = one_place(self.one_area()),
-            load = self.one_load("var ", "slot"),
+            load = self.one_load(),
             write = self.turn_write(turn, teams),
             keep = self.keep("true", "slot_last"),
-            sums = (0..self.value_tiles()).map(sums).collect::<String>(),
-            patch = self.patch(),
+            hole = HOLE,
             bounds = self.one_bounds(),
-            scores = self.one_scores(),
-            softmax = self.one_softmax(),
-            again = self.one_load("", "next_slot"),
+            scores = self.one_scores(true),
+            softmax = self.one_softmax(true),
+            gains = self.one_gains(),
             join = self.short_join(teams),
-            finish = self.short_finish(),
         )
     }
 
-    /// Sums of the teams' blocks over values, joined in order. All teams do it; the first team's are written.
+    /// Joins the teams' sums over values in order, and writes the row's heads: a tile after the other, by the first team.
     fn short_join(&self, teams: u32) -> String {
-        let tiles = self.value_tiles();
-        let mut text = self.one_gains();
+        let (padded, quads, group) = (super::padded_len((self.heads * self.head_dim) as usize) / 4, self.quads(), self.group());
+        let mut text = format!("  let to = row * {padded}u + (kv_head * {group}u + r) * {quads}u + h;\n  var m = LEAST;\n  var l = 0.0;\n");
+        (0..teams).for_each(|t| text += &format!("  var w{t} = Weights();\n"));
+        text += "  if (team == 0u) {\n";
         for t in 0..teams {
             let at = format!("{}u + r", t * TOKENS);
             let _ = writeln!(
                 text,
-                "  let w{t} = weigh(m, top_of({at}));
-  if (begin + {t}u <= last) {{ m = w{t}.most; l = fma(l, w{t}.keep, sum_of({at}) * w{t}.gain); }}"
+                "    if (first + {t}u <= last) {{
+      w{t} = weigh(m, top_of({at}));
+      m = w{t}.most;
+      l = fma(l, w{t}.keep, sum_of({at}) * w{t}.gain);
+    }}"
             );
         }
-        for j in 0..tiles {
-            let _ = writeln!(text, "  coopStoreT(o{j}, &sc[mine], {TILE_ROW}u);\n  workgroupBarrier();");
-            for t in 0..teams {
-                let part = |i: u32| {
-                    let at = format!("own % {ONE_SCORES}u + {}u", t * ONE_SCORES + 2 * i);
-                    format!("o{j}_{i} = joined(o{j}_{i}, sc[{at}], w{t});")
-                };
-                let _ = writeln!(text, "  if (begin + {t}u <= last) {{ {} {} }}", part(0), part(1));
+        text += "  }\n";
+        text += "  let inverse = 1.0 / l;\n";
+        for j in 0..self.value_tiles() {
+            if j > 0 {
+                text += "  workgroupBarrier();\n";
             }
-            // The next tile, or the next block's keys, may take the place of these.
-            text += "  workgroupBarrier();\n";
+            let _ = writeln!(
+                text,
+                "  coopStoreT(o{j}, &sc[mine], {TILE_ROW}u);
+  workgroupBarrier();
+  if (team == 0u && r < {group}u) {{
+    var a = vec4<f32>();
+    var z = vec4<f32>();"
+            );
+            for t in 0..teams {
+                let part = |x: &str, i: u32| format!("{x} = joined({x}, sc[own + {}u], w{t});", t * ONE_SCORES + 2 * i);
+                let _ = writeln!(text, "    if (first + {t}u <= last) {{ {} {} }}", part("a", 0), part("z", 1));
+            }
+            let _ = writeln!(text, "    out[to + e{j}] = halves(a * inverse);\n    out[to + e{j} + 2u] = halves(z * inverse);\n  }}");
         }
         text
-    }
-
-    /// Writes the row's heads.
-    fn short_finish(&self) -> String {
-        let (padded, quads, group) = (super::padded_len((self.heads * self.head_dim) as usize) / 4, self.quads(), self.group());
-        let mut text = format!(
-            "  if (team == 0u && r < {group}u) {{
-  let inverse = 1.0 / l;
-  let to = row * {padded}u + (kv_head * {group}u + r) * {quads}u + h;
-"
-        );
-        for j in 0..self.value_tiles() {
-            let e = format!("min(warp + {}u, {}u) * 4u", 4 * j, self.head_dim / 16 - 1);
-            for i in 0..2 {
-                let _ = writeln!(text, "  out[to + {e} + {}u] = halves(o{j}_{i} * inverse);", 2 * i);
-            }
-        }
-        text + "  }\n"
     }
 }

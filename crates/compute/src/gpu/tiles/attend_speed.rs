@@ -132,13 +132,16 @@ fn attend_fused_speed() {
     for (heads, kv_heads, head_dim) in [(32, 8, 64), (24, 8, 128), (4, 1, 256)] {
         let bench = Bench::new(&gpu, Heads { heads, kv_heads, head_dim });
         let clock = Clock::new(&gpu, vec![bench.runs(Step { sessions: 1, rows: 1024, tokens: 1024 }, 0)]);
-        for tokens in [64, 128, 192, 256, 512, 1024, 4096] {
+        for tokens in [64, 128, 192, 256, 1024, 4096] {
             let step = Step { sessions: 1, rows: 1, tokens };
             let time = |one: &dyn Fn(usize) -> Vec<Dispatch>| clock.steady(&layers(one)) / 16.0;
             let (apart, fused) = (time(&|layer| bench.apart(step, layer)), time(&|layer| bench.fused(step, layer, false)));
-            let (first, short) =
-                (time(&|layer| vec![bench.fused(step, layer, false)[0].clone()]), time(&|layer| bench.fused(step, layer, true)));
-            println!("{heads}/{kv_heads}/{head_dim} {tokens}: apart {apart:.2}, fused {fused:.2} (blocks {first:.2}), short {short:.2} us");
+            let blocks = time(&|layer| vec![bench.fused(step, layer, false)[0].clone()]);
+            let short = match tokens.div_ceil(64) <= bench.attention.short_blocks() {
+                true => format!("{:.2}", time(&|layer| bench.fused(step, layer, true))),
+                false => "-".to_owned(),
+            };
+            println!("{heads}/{kv_heads}/{head_dim} {tokens}: apart {apart:.2}, fused {fused:.2} (blocks {blocks:.2}), short {short} us");
         }
     }
 }

@@ -21,8 +21,8 @@ const TILE: u32 = TILE_ROWS * ROW;
 const WARPS_MAX: u32 = 4;
 /// Subgroups of a workgroup that rotates heads.
 pub(super) const ROPE_WARPS: u32 = 4;
-/// Quads of a row of a tile of 16 scores or sums in workgroup memory; two are unused, as above.
-pub(super) const TILE_ROW: u32 = 6;
+/// Quads of a row of a tile of 16 scores or sums in workgroup memory; one is unused, as above.
+pub(super) const TILE_ROW: u32 = 5;
 /// Quads of the tiles of the four subgroups of a block of a row that is alone.
 pub(super) const ONE_SCORES: u32 = 4 * TILE_ROWS * TILE_ROW;
 /// Threads of a workgroup for a block of a row that is alone.
@@ -79,9 +79,9 @@ impl Attend {
         self.width() / 8
     }
 
-    /// Bytes of workgroup memory that a block of rows that are alone takes.
+    /// Bytes of workgroup memory that a block of rows that are alone takes: 47 KiB for 16 heads of 256 elements, the most there are.
     pub(super) fn one_bytes(&self) -> u32 {
-        8 * self.one_area() + 16 * ONE_SCORES + 8 * TILE + 2 * 4 * TOKENS
+        8 * self.one_area() + 16 * ONE_SCORES + 2 * 4 * TOKENS
     }
 
     /// Quads of a slot of the scratch buffer: a head's sums, then its maximum and sum of probabilities.
@@ -380,10 +380,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             start = self.start("position"),
             place = one_place(self.one_area()),
             queries = self.one_queries(),
-            load = self.one_load("let ", "slot"),
+            load = self.one_load(),
             bounds = self.one_bounds(),
-            scores = self.one_scores(),
-            softmax = self.one_softmax(),
+            scores = self.one_scores(false),
+            softmax = self.one_softmax(false),
             gains = self.one_leave(),
         )
     }
@@ -394,7 +394,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             "
 var<workgroup> kvs: array<vec4<f16>, {}>;
 var<workgroup> sc: array<vec4<f32>, {}>;
-var<workgroup> ps: array<vec4<f16>, {}>;
 var<workgroup> tops: array<f32, {stats}>;
 var<workgroup> sums: array<f32, {stats}>;
 fn top_of(at: u32) -> f32 {{ return max(max(tops[at], tops[at + 16u]), max(tops[at + 32u], tops[at + 48u])); }}
@@ -402,14 +401,17 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
 ",
             teams * self.one_area(),
             teams * ONE_SCORES,
-            teams * TILE,
             stats = teams * TOKENS,
         )
     }
 
-    /// Quads of a group's queries and a block's keys or values.
+    /// Quads of a group's queries or probabilities, then of a block's keys or values.
     pub(super) fn one_area(&self) -> u32 {
-        (self.group() + TOKENS) * self.row()
+        self.one_queries_quads() + TOKENS * self.row()
+    }
+
+    fn one_queries_quads(&self) -> u32 {
+        self.group() * self.row().max(ROW)
     }
 
     /// Which tokens of block `b` the row sees.
@@ -431,7 +433,7 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
     }
 
     /// Quads of a block's keys that a thread loads for rows that are alone, and of its values.
-    pub(super) fn one_quads(&self) -> u32 {
+    fn one_quads(&self) -> u32 {
         TOKENS * self.quads() / ONE_THREADS
     }
 
@@ -442,11 +444,11 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
     }
 
     /// Asks for the keys and values of the block in a slot.
-    pub(super) fn one_load(&self, declare: &str, slot: &str) -> String {
+    pub(super) fn one_load(&self) -> String {
         let mut text = String::new();
         for (side, name) in ["k", "v"].into_iter().enumerate() {
             for i in 0..self.one_quads() {
-                let _ = writeln!(text, "  {declare}{name}{i} = kv[block_of({slot}, {side}u, kv_head) + lid + {}u];", i * ONE_THREADS);
+                let _ = writeln!(text, "  let {name}{i} = kv[block_of(slot, {side}u, kv_head) + lid + {}u];", i * ONE_THREADS);
             }
         }
         text
@@ -461,36 +463,46 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
         share(i, ONE_THREADS, self.group() * self.quads())
     }
 
-    /// Puts keys or values behind the queries.
-    fn one_store(&self, name: &str) -> String {
-        let (quads, row) = (self.quads(), self.row());
-        let one = |i| {
+    /// Puts keys (`k`) or values behind the queries. What is `fused` takes token `hole`'s from the rotated heads instead.
+    fn one_store(&self, name: &str, fused: bool) -> String {
+        let (quads, row, first) = (self.quads(), self.row(), self.one_queries_quads());
+        let mut text = String::new();
+        for i in 0..self.one_quads() {
             let id = format!("(lid + {}u)", i * ONE_THREADS);
-            format!("  kvs[area + {id} / {quads}u * {row}u + {id} % {quads}u + {}u] = {name}{i};\n", self.group() * row)
-        };
-        (0..self.one_quads()).map(one).collect()
+            let put = format!("kvs[area + {id} / {quads}u * {row}u + {id} % {quads}u + {first}u] = {name}{i};");
+            let _ = match fused {
+                true => writeln!(text, "  if ({id} / {quads}u != hole) {{ {put} }}"),
+                false => writeln!(text, "  {put}"),
+            };
+        }
+        if fused {
+            let new = (self.group() + u32::from(name == "v")) * quads;
+            let put = format!("kvs[area + hole * {row}u + lid + {first}u] = fresh(lid + {new}u);");
+            let _ = writeln!(text, "  if (lid < {quads}u && hole < {TOKENS}u) {{ {put} }}");
+        }
+        text
     }
 
-    /// A subgroup's scores; surplus rows of a tile of queries are keys. Values take the keys' place later, which nobody reads after the
-    /// first barrier of the softmax.
-    pub(super) fn one_scores(&self) -> String {
+    /// A subgroup's scores; surplus rows of a tile of queries are keys. Values take the keys' place later, and probabilities that of the
+    /// queries: nobody reads those after the first barrier of the softmax.
+    pub(super) fn one_scores(&self, fused: bool) -> String {
         let (quads, row, mut text) = (self.quads(), self.row(), String::new());
         for i in 0..self.query_quads() {
             let _ = writeln!(text, "  {{ let id = {}; kvs[area + id / {quads}u * {row}u + id % {quads}u] = q{i}; }}", self.query(i));
         }
-        text += &self.one_store("k");
+        text += &self.one_store("k", fused);
         text += "  workgroupBarrier();\n  var c = coop_mat16x16<f32, C>();\n";
         for t in 0..self.head_dim / 16 {
             let query = format!("coopLoadT<coop_mat16x16<f16, A>>(&kvs[area + {}u], {row}u)", t * 4);
-            let at = format!("area + warp * {}u + {}u", 16 * row, self.group() * row + t * 4);
+            let at = format!("area + warp * {}u + {}u", 16 * row, self.one_queries_quads() + t * 4);
             let _ = writeln!(text, "  c = coopMultiplyAdd({query}, coopLoad<coop_mat16x16<f16, B>>(&kvs[{at}], {row}u), c);");
         }
         text + &format!("  coopStoreT(c, &sc[mine], {TILE_ROW}u);\n  subgroupBarrier();\n")
     }
 
     /// From scores to the probabilities of all subgroups; values are in workgroup memory from here on.
-    pub(super) fn one_softmax(&self) -> String {
-        ONE_SOFTMAX.replace("VALUES", &self.one_store("v"))
+    pub(super) fn one_softmax(&self, fused: bool) -> String {
+        ONE_SOFTMAX.replace("VALUES", &self.one_store("v", fused)).replace("GROUP", &format!("{}u", self.group()))
     }
 
     /// Sums of a block over values, to the scratch buffer.
@@ -522,12 +534,12 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
     pub(super) fn one_gains(&self) -> String {
         let (tiles, row, mut text) = (self.head_dim / 16, self.row(), String::new());
         for t in 0..4 {
-            let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&ps[probs + {}u], {ROW}u);", t * 4);
+            let _ = writeln!(text, "  let pa{t} = coopLoadT<coop_mat16x16<f16, A>>(&kvs[area + {}u], {ROW}u);", t * 4);
         }
         for j in 0..self.value_tiles() {
             let _ = writeln!(text, "  let e{j} = min(warp + {}u, {}u) * 4u;\n  var o{j} = coop_mat16x16<f32, C>();", 4 * j, tiles - 1);
             for t in 0..4 {
-                let at = format!("area + e{j} + {}u", (self.group() + t * 16) * row);
+                let at = format!("area + e{j} + {}u", self.one_queries_quads() + t * 16 * row);
                 let _ = writeln!(text, "  o{j} = coopMultiplyAdd(pa{t}, coopLoadT<coop_mat16x16<f16, B>>(&kvs[{at}], {row}u), o{j});");
             }
         }
@@ -545,12 +557,12 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
 
     /// The kernel that joins the blocks of rows that are alone, a thread an element: bindings scratch, places, ones, out. A lane weighs a
     /// block: the maximum of all before it is the same in whatever order it is found.
-    /// Without `listed` all rows are alone, and there is no binding that says which.
+    /// Without `listed` all rows are alone, there is no binding that says which, and there is no workgroup too many.
     pub(super) fn join_text(&self, listed: bool) -> String {
         let mut bindings = vec![("scratch", "read> scratch: array<f32>"), ("places", "read> places: array<u32>")];
         bindings.extend(listed.then_some(("ones", "read> ones: array<u32>")));
         bindings.push(("out", "read_write> out: array<f16>"));
-        let (count, row) = if listed { ("ones[0]", "ones[1u + wg.y]") } else { ("places[0]", "wg.y") };
+        let (count, row) = if listed { ("ones[0]", "ones[1u + wg.y]") } else { ("nwg.y", "wg.y") };
         let (mut gain, mut scan) = (String::new(), String::new());
         let mut rotate = "  now_top = then_top;\n  now_sum = then_sum;\n".to_owned();
         for i in 0..LANES {
@@ -564,7 +576,7 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
             "{head}{functions}
 var<workgroup> weights: array<vec4<f32>, {threads}>;
 @compute @workgroup_size({threads})
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lid: u32) {{
   let count = {count};
   if (wg.y >= count) {{ return; }}
   let lane = lid % 32u;
@@ -614,8 +626,10 @@ const ONE_SOFTMAX: &str = "  var x0 = select(vec4<f32>(LEAST), sc[own], (quad >=
   let base = vec4<f32>(max(top_of(stats + r), 0.1 * LEAST));
   x0 = powers(x0 - base);
   x1 = powers(x1 - base);
-  ps[probs + r * 18u + warp * 4u + h] = vec4<f16>(x0);
-  ps[probs + r * 18u + warp * 4u + h + 2u] = vec4<f16>(x1);
+  if (r < GROUP) {
+    kvs[area + r * 18u + warp * 4u + h] = vec4<f16>(x0);
+    kvs[area + r * 18u + warp * 4u + h + 2u] = vec4<f16>(x1);
+  }
   let t = x0 + x1;
   var sum = (t.x + t.y) + (t.z + t.w);
   sum = sum + subgroupShuffleXor(sum, 1u);
@@ -630,7 +644,6 @@ pub(super) fn one_place(area: u32) -> String {
   let r = lid % 32u / 2u;
   let h = lid % 2u;
   let area = team * {area}u;
-  let probs = team * {TILE}u;
   let stats = team * {TOKENS}u;
   let mine = team * {ONE_SCORES}u + warp * {tile}u;
   let own = mine + r * {TILE_ROW}u + h;
@@ -690,7 +703,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         threads = ROPE_WARPS * LANES,
         all_last = all - 1,
         block = TOKENS * head_dim,
-        read = rope_read(pairs, interleaved, 0),
+        read = rope_read(pairs, interleaved, 0) + &rope_angles(head_dim),
         normed = norm.map(|norm| rope_norm(shape, norm, 0)).unwrap_or_default(),
         write = rope_write(shape, 0, &store),
     )
@@ -728,17 +741,26 @@ pub(super) fn rope_norm(shape: &Attend, norm: Norm, n: u32) -> String {
     text
 }
 
+/// The angles of a lane's pairs.
+pub(super) fn rope_angles(head_dim: u32) -> String {
+    let (pairs, mut text) = (head_dim / 2, String::new());
+    for p in 0..pairs.div_ceil(LANES) {
+        let _ = writeln!(text, "  let cos{p} = rotations[position * {head_dim}u + i0_{p}];");
+        let _ = writeln!(text, "  let sin{p} = rotations[position * {head_dim}u + {pairs}u + i0_{p}];");
+    }
+    text
+}
+
 /// Rotates, unless `is_value{n}`, and does `store` with elements `x` and `y` of the head's places `to_x` and `to_y`.
 pub(super) fn rope_write(shape: &Attend, n: u32, store: &str) -> String {
-    let (head_dim, pairs, mut text) = (shape.head_dim, shape.head_dim / 2, String::new());
-    for at in (0..pairs.div_ceil(LANES)).map(|p| format!("{n}_{p}")) {
+    let (pairs, mut text) = (shape.head_dim / 2, String::new());
+    for p in 0..pairs.div_ceil(LANES) {
+        let at = format!("{n}_{p}");
         let _ = writeln!(
             text,
             "  if (live{at}) {{
-    let c = rotations[position * {head_dim}u + i{at}];
-    let s = rotations[position * {head_dim}u + {pairs}u + i{at}];
-    let x = bounded(select(fma(x{at}, c, -(y{at} * s)), x{at}, is_value{n}));
-    let y = bounded(select(fma(x{at}, s, y{at} * c), y{at}, is_value{n}));
+    let x = bounded(select(fma(x{at}, cos{p}, -(y{at} * sin{p})), x{at}, is_value{n}));
+    let y = bounded(select(fma(x{at}, sin{p}, y{at} * cos{p}), y{at}, is_value{n}));
     let to_x = select(i{at}, a{at}, is_value{n});
     let to_y = select(i{at} + {pairs}u, b{at}, is_value{n});
     {store}

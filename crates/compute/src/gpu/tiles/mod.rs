@@ -28,7 +28,7 @@ mod tests;
 mod text;
 mod upload;
 
-pub use attend::{Attended, Fused, HeadNorms, RUN_ROWS_MAX, Rotation, SHORT_BLOCKS_MAX, TileAttention};
+pub use attend::{Attended, Fused, HeadNorms, RUN_ROWS_MAX, Rotation, TileAttention};
 pub use pack::{Arrange, Mlx4, Packing, TileFormat, TileSource};
 pub use product::{Input, Many, Norm, Normed, Output, Rows, norm_rows};
 pub use upload::TileMatrix;
