@@ -51,8 +51,14 @@ impl Scribe {
         let (orders, taken) = channel::<Commands>();
         let (finished, done) = channel();
         let gpu = gpu.clone();
-        let write = move || taken.into_iter().map(|commands| commands.encode(&gpu)).all(|commands| finished.send(commands).is_ok());
-        let thread = std::thread::Builder::new().name("driftwood-scribe".into()).spawn(move || drop(write())).ok();
+        let write = move || {
+            for commands in taken {
+                if finished.send(commands.encode(&gpu)).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("driftwood-scribe".into()).spawn(write).ok();
         Scribe { orders: Some(orders), done, thread }
     }
 

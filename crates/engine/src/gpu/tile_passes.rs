@@ -13,9 +13,7 @@ use super::tile_record::{Extents, Inputs, Most, RopeTables, Sections, TileBuffer
 use crate::batch::{Answer, Plan, Work};
 use crate::limits::{GPU_OUTPUTS_PER_PASS_MAX, TILE_ROWS_PER_PASS_MAX};
 use crate::{Error, Model};
-use driftwood_compute::gpu::{
-    Binding, Buffer, CommandBuffer, CommandEncoder, Dispatch, Gpu, Sample, SubmissionIndex, Timed, Window, record, show_host,
-};
+use driftwood_compute::gpu::{Binding, Buffer, CommandBuffer, Dispatch, Gpu, Sample, SubmissionIndex, Timed, Window};
 use std::sync::Arc;
 
 /// Rows that programs are recorded for.
