@@ -8,8 +8,10 @@
 //! device would have chosen.
 
 use super::resident::ResidentKv;
+use super::rope_tables::RopeTables;
 use super::scribe::{Commands, Copy, Scribe};
-use super::tile_record::{Extents, Inputs, Most, RopeTables, Sections, TileBuffers, TileProgram, TileRecorder};
+use super::tile_inputs::{Extents, Inputs, Most, Sections};
+use super::tile_record::{TileBuffers, TileProgram, TileRecorder};
 use crate::batch::{Answer, Plan, Work};
 use crate::limits::{GPU_OUTPUTS_PER_PASS_MAX, TILE_ROWS_PER_PASS_MAX};
 use crate::{Error, Model};

@@ -1,20 +1,21 @@
-//! A family's operations on tiles, recorded once for each class of rows, and what changes from step to step.
+//! A family's operations on tiles, recorded once for each class of rows.
 //!
 //! What one operation leaves to the next is fused where it can be: a norm goes into the product after it, and the product that ends a
 //! block adds to the residual itself, unless the family norms the branch first.
 
+use super::rope_tables::RopeTables;
+use super::tile_inputs::{Extents, INPUTS_BYTES, Most, Sections};
 use super::weights::GpuWeights;
 use crate::Error;
-use crate::batch::{Plan, Work};
 use crate::config::{AttentionPlan, Config};
 use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, RopePairs};
+use driftwood_compute::Matrix;
 use driftwood_compute::gpu::tiles::{
     Activation, Arrange, Attended, Fused, HeadNorms, Input, Many, Norm, Normed, Output, RUN_ROWS_MAX, Rotation, Rows, TileAttention,
     TileMatrix, norm_rows, padded_len,
 };
-use driftwood_compute::gpu::{Binding, Buffer, Dispatch, Draw, Each, Gpu, GpuError, Heads, Plain, RowDispatch, Sample};
-use driftwood_compute::{KV_BLOCK_TOKENS, Matrix, Row};
+use driftwood_compute::gpu::{Binding, Buffer, Dispatch, Each, Gpu, GpuError, Heads, Plain, RowDispatch, Sample};
 use std::sync::Arc;
 
 /// What sets a dispatch's size from step to step.
@@ -35,17 +36,6 @@ enum Sized {
     /// Where rows that are alone see up to so many blocks, or more.
     Short(usize, Dispatch),
     Long(usize, Box<Sized>),
-}
-
-/// The extents of one step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Extents {
-    pub(super) rows: u32,
-    pub(super) outputs: u32,
-    /// Rows that are alone, and the most blocks that one of them sees.
-    pub(super) ones: u32,
-    pub(super) blocks: u32,
-    pub(super) runs: u32,
 }
 
 impl Sized {
@@ -70,213 +60,7 @@ impl Sized {
     }
 }
 
-/// What changes from step to step, but for the tokens.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Inputs {
-    /// Rows, position and table of each, then the tables: the slots of each session in order, found by their index among all words.
-    pub(super) places: Vec<u32>,
-    /// Outputs, then the row of each.
-    pub(super) outputs: Vec<u32>,
-    /// Rows that are alone, then each.
-    pub(super) ones: Vec<u32>,
-    /// Runs, then first row and length of each.
-    pub(super) runs: Vec<u32>,
-    /// How the device chooses each output's token, those included that nobody asked for.
-    pub(super) draws: Vec<Draw>,
-    /// Whether the host needs the logits of an output.
-    pub(super) logits: bool,
-    /// Whether some output's token cannot be chosen by the device.
-    pub(super) unguessed: bool,
-}
-
-/// Room for the inputs of one step.
-const INPUTS_BYTES: usize = 8 << 20;
-/// Sections begin at multiples of this: the most that a device asks of bindings.
-const SECTION_ALIGN_BYTES: usize = 256;
-
-/// Where the inputs of a class of rows stand in their buffer, in bytes: one write a step.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sections {
-    outputs: usize,
-    ones: usize,
-    runs: usize,
-    places: usize,
-}
-
-impl Sections {
-    /// Draws come first, at 0.
-    pub(super) fn new(most: Most) -> Sections {
-        let after = |at: usize, bytes: usize| (at + bytes).next_multiple_of(SECTION_ALIGN_BYTES);
-        let outputs = after(0, most.outputs * size_of::<Draw>());
-        let ones = after(outputs, 4 * (1 + most.outputs));
-        let runs = after(ones, 4 * (1 + most.rows));
-        Sections { outputs, ones, runs, places: after(runs, 4 * (1 + 2 * most.rows)) }
-    }
-
-    /// From `at` to the end of the buffer.
-    fn from(buffer: &Buffer, at: usize) -> Binding<'_> {
-        Binding { buffer, offset_bytes: at as u64, bytes: buffer.size() - at as u64 }
-    }
-
-    /// Lays inputs out.
-    ///
-    /// # Errors
-    /// If they are more than the buffer holds.
-    pub(super) fn write(&self, inputs: &Inputs, bytes: &mut Vec<u8>) -> Result<(), Error> {
-        let parts = [(self.outputs, &inputs.outputs), (self.ones, &inputs.ones), (self.runs, &inputs.runs), (self.places, &inputs.places)];
-        bytes.clear();
-        bytes.extend_from_slice(bytemuck::cast_slice(&inputs.draws));
-        for (at, words) in parts {
-            bytes.resize(at, 0);
-            bytes.extend_from_slice(bytemuck::cast_slice(words));
-        }
-        if bytes.len() > INPUTS_BYTES {
-            let (asked, limit) = (bytes.len() as u64, INPUTS_BYTES as u64);
-            return Err(GpuError::BeyondLimit { what: "the bytes of a step's inputs", asked, limit }.into());
-        }
-        Ok(())
-    }
-}
-
-impl Inputs {
-    /// Takes them from a plan.
-    pub(super) fn fill(&mut self, plan: &Plan, work: &[Work<'_>]) {
-        let Inputs { places, outputs, ones, runs, draws, logits, unguessed } = self;
-        [&mut *places, &mut *outputs, &mut *ones, &mut *runs].into_iter().for_each(Vec::clear);
-        places.push(plan.rows.len() as u32);
-        let mut tables = 1 + 2 * plan.rows.len();
-        let mut row = 0;
-        [&mut *ones, &mut *runs].into_iter().for_each(|counted| counted.push(0));
-        for run in plan.rows.chunk_by(|a, b| a.session == b.session) {
-            places.extend(run.iter().flat_map(|row| [row.position, tables as u32]));
-            tables += work[run[0].session as usize].session.kv.blocks().len();
-            if run.len() == 1 {
-                ones[0] += 1;
-                ones.push(row);
-            } else {
-                for rows in run.chunks(RUN_ROWS_MAX) {
-                    runs[0] += 1;
-                    runs.extend([row + (rows[0].position - run[0].position), rows.len() as u32]);
-                }
-            }
-            row += run.len() as u32;
-        }
-        for run in plan.rows.chunk_by(|a, b| a.session == b.session) {
-            places.extend(work[run[0].session as usize].session.kv.slots());
-        }
-        outputs.push(plan.outputs.len() as u32);
-        outputs.extend(plan.outputs.iter().map(|&row| row as u32));
-        let of = |&row: &usize| &work[plan.rows[row].session as usize];
-        *logits = plan.outputs.iter().any(|row| of(row).draw().is_none());
-        *unguessed = plan.outputs.iter().any(|row| of(row).guess().is_none());
-        draws.clear();
-        draws.extend(plan.outputs.iter().map(|row| of(row).guess().unwrap_or_default()));
-    }
-
-    /// Whether the device computes the same for both, whatever is read of it.
-    pub(super) fn same(&self, other: &Inputs) -> bool {
-        fn words(i: &Inputs) -> [&[u32]; 4] {
-            [&i.places, &i.outputs, &i.ones, &i.runs]
-        }
-        words(self) == words(other) && self.draws == other.draws
-    }
-
-    pub(super) fn extents(&self) -> Extents {
-        let rows = self.places[0];
-        let positions = self.ones[1..].iter().map(|row| self.places[1 + 2 * *row as usize]);
-        Extents {
-            rows,
-            outputs: self.outputs[0],
-            ones: self.ones[0],
-            blocks: positions.max().map_or(0, |position| position / KV_BLOCK_TOKENS as u32 + 1),
-            runs: self.runs[0],
-        }
-    }
-
-    /// Slots of all sessions.
-    pub(super) fn slots(&self) -> &[u32] {
-        &self.places[1 + 2 * self.places[0] as usize..]
-    }
-
-    /// Positions that the rows reach.
-    pub(super) fn positions(&self) -> usize {
-        let rows = self.places[0] as usize;
-        self.places[1..][..2 * rows].iter().step_by(2).max().map_or(0, |position| *position as usize + 1)
-    }
-
-    /// Whether the step after this one may be computed before anyone asks: the device knows how every session's next token is chosen, and
-    /// each has room for it in the block that it writes now.
-    pub(super) fn goes_ahead(&self, work: &[Work<'_>]) -> bool {
-        let rows = self.outputs[1..].iter().map(|row| self.places[1 + 2 * *row as usize] as usize + 1);
-        !self.unguessed
-            && self.draws.len() == work.len()
-            && work.iter().all(|w| w.session.room() > 0)
-            && rows.into_iter().all(|next| !next.is_multiple_of(KV_BLOCK_TOKENS))
-    }
-
-    /// From a step whose tokens the device chooses to the step that begins with them.
-    pub(super) fn advance(&mut self) {
-        let rows = self.outputs[0];
-        let (places, tables) = self.places.split_at(1 + 2 * self.places[0] as usize);
-        let shorter = (self.places[0] - rows) * 2;
-        let mut next = vec![rows];
-        for row in &self.outputs[1..] {
-            let at = 1 + 2 * *row as usize;
-            next.extend([places[at] + 1, places[at + 1] - shorter]);
-        }
-        next.extend(tables);
-        self.places = next;
-        self.outputs = std::iter::once(rows).chain(0..rows).collect();
-        self.ones = self.outputs.clone();
-        self.runs = vec![0];
-        self.draws.iter_mut().filter(|draw| draw.inverse_temperature != 0.0).for_each(|draw| draw.draw += 1);
-    }
-}
-
-/// Rotations of every position so far, for each kind of layer: f32 (position, cosines or sines, head_dim / 2).
-#[derive(Debug, Default)]
-pub(super) struct RopeTables {
-    tables: Vec<(Rope, Buffer)>,
-    positions: usize,
-}
-
-/// Positions that tables begin with.
-const POSITIONS_MIN: usize = 4096;
-
-impl RopeTables {
-    /// Makes the tables long enough; says whether they are others now.
-    pub(super) fn reach(&mut self, gpu: &Gpu, positions: usize, threads: usize) -> Result<bool, Error> {
-        if positions <= self.positions {
-            return Ok(false);
-        }
-        self.positions = positions.next_power_of_two().max(POSITIONS_MIN);
-        for (rope, buffer) in &mut self.tables {
-            *buffer = rotations(gpu, rope, self.positions, threads)?;
-        }
-        Ok(true)
-    }
-
-    /// The table of a kind of layer.
-    fn table(&mut self, gpu: &Gpu, rope: &Rope, threads: usize) -> Result<Buffer, Error> {
-        if let Some((_, buffer)) = self.tables.iter().find(|(known, _)| known == rope) {
-            return Ok(buffer.clone());
-        }
-        let buffer = rotations(gpu, rope, self.positions, threads)?;
-        self.tables.push((rope.clone(), buffer.clone()));
-        Ok(buffer)
-    }
-}
-
-fn rotations(gpu: &Gpu, rope: &Rope, positions: usize, threads: usize) -> Result<Buffer, Error> {
-    let rows: Vec<Row> = (0..positions as u32).map(|position| Row { session: 0, position }).collect();
-    let table = std::thread::scope(|scope| {
-        let shares: Vec<_> = rows.chunks(positions.div_ceil(threads.max(1))).map(|rows| scope.spawn(|| rope.rotations(rows))).collect();
-        shares.into_iter().flat_map(|share| share.join().expect("rotating does not panic")).collect::<Vec<f32>>()
-    });
-    Ok(gpu.upload("rotations", bytemuck::cast_slice(&table))?)
-}
-
-/// Scratch memory on the device, and what changes from step to step.
+/// Scratch memory on the device, with the inputs of a step.
 #[derive(Debug)]
 pub(super) struct TileBuffers {
     residual: Buffer,      // f32 (row, width)
@@ -296,15 +80,8 @@ pub(super) struct TileBuffers {
     pub(super) logits: Buffer,
     /// Rows, then the token of each.
     pub(super) tokens: Buffer,
-    /// All [`Inputs`], where [`Sections`] says.
+    /// All [`super::tile_inputs::Inputs`], where [`Sections`] says.
     pub(super) inputs: Buffer,
-}
-
-/// Most rows and outputs of a pass.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Most {
-    pub(super) rows: usize,
-    pub(super) outputs: usize,
 }
 
 impl TileBuffers {
