@@ -16,7 +16,7 @@ use crate::state::valid_name;
 use crate::{Error, Event, Message, Outcome};
 use driftwood_compute::KvDType;
 use driftwood_compute::gpu::Gpu;
-use driftwood_engine::{Batch, Device, Model};
+use driftwood_engine::{Batch, Device, Model, Residence};
 use driftwood_snapshot::{Hash, Identity};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -79,6 +79,8 @@ pub struct SessionInfo {
     pub kv_own_bytes: usize,
     /// Bytes of KV that it holds with others.
     pub kv_shared_bytes: usize,
+    /// Where its bytes are.
+    pub residence: Residence,
 }
 
 /// Bytes in an actor's linear memory.
@@ -359,6 +361,7 @@ fn session_info(handle: u32, session: &driftwood_engine::Session) -> SessionInfo
         evaluated: session.evaluated(),
         context_max: session.context_max(),
         kv_own_bytes,
+        residence: session.model().residence(session.kv_layout().dtype),
         kv_shared_bytes,
     }
 }

@@ -34,6 +34,6 @@ pub use batch::{Batch, Logits, Work};
 pub use config::Config;
 pub use driftwood_compute::gpu::Timed;
 pub use error::Error;
-pub use model::{Device, Model};
+pub use model::{Device, Model, Residence};
 pub use sampler::{SampleError, Sampler, SamplerParams, argmax, top_logits};
 pub use session::{BlockAtRest, RestoredBlock, RestoredSession, Session, SessionAtRest, SessionOptions, SharedBlock};

@@ -11,6 +11,7 @@ use crate::tokenizer::Tokenizer;
 use driftwood_compute::gpu::Gpu;
 use driftwood_compute::{Arithmetic, Cpu, KERNEL_VERSION, KvDType, KvLayout};
 use driftwood_region::View;
+use serde::Serialize;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -21,6 +22,19 @@ pub struct Device {
     pub cpu: Arc<Cpu>,
     /// The graphics processor that runs the decoder, if one does.
     pub gpu: Option<Arc<Gpu>>,
+}
+
+/// Where the bytes of a session are, in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Residence {
+    /// Its model's weights.
+    pub weights: &'static str,
+    /// Bytes of weights that were copied to the device so far.
+    pub copied_weight_bytes: usize,
+    /// Its keys and values.
+    pub kv: &'static str,
+    /// Its logits.
+    pub logits: &'static str,
 }
 
 impl From<Arc<Cpu>> for Device {
@@ -137,9 +151,19 @@ impl Model {
         self.device.gpu.as_ref().is_some_and(|gpu| gpu.is_lost())
     }
 
-    /// Bytes of weights that were copied to a device of its own memory so far; none where the mapped files are shared.
-    pub fn copied_weight_bytes(&self) -> usize {
-        self.gpu_weights.as_ref().map_or(0, GpuWeights::copied_bytes)
+    /// Where the bytes of a session with KV of this type are, and what was copied to get there.
+    pub fn residence(&self, kv: KvDType) -> Residence {
+        let copied_weight_bytes = self.gpu_weights.as_ref().map_or(0, GpuWeights::copied_bytes);
+        let tiles = kv == KvDType::F16 && self.tiles_on().is_some();
+        let (weights, kv, logits) = match &self.device.gpu {
+            None => ("the mapped file", "the host's memory", "the host's memory, or the guest's where it asked for them"),
+            Some(_) if tiles => ("the device's memory, repacked", "the device's memory", "copied by the device to whoever asked for them"),
+            Some(gpu) => {
+                let weights = if gpu.info().unified { "the mapped file, shared with the device" } else { "the device's memory" };
+                (weights, "memory shared with the device", "memory shared with the device, copied to whoever asked for them")
+            }
+        };
+        Residence { weights, copied_weight_bytes, kv, logits }
     }
 
     /// Its weights on the GPU.

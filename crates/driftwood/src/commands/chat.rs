@@ -261,6 +261,9 @@ impl Chat {
         for s in &info.sessions {
             let kv = output::human_bytes((s.kv_own_bytes + s.kv_shared_bytes) as u64);
             output::remark(&format!("session {} on {}: {} of {} tokens, {kv} of {} KV", s.handle, s.model, s.tokens, s.context_max, s.kv));
+            let r = s.residence;
+            let copied = output::human_bytes(r.copied_weight_bytes as u64);
+            output::remark(&format!("  weights: {} ({copied} copied); KV: {}; logits: {}", r.weights, r.kv, r.logits));
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use clap::Args;
 use driftwood_compute::KvDType;
 use driftwood_engine::template::Message;
 use driftwood_engine::tokenizer::Special;
-use driftwood_engine::{Sampler, SamplerParams, Session, top_logits};
+use driftwood_engine::{Residence, Sampler, SamplerParams, Session, top_logits};
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -116,6 +116,7 @@ struct Report {
     model: String,
     device: &'static str,
     numerics: String,
+    residence: Residence,
     prompt_tokens: Vec<u32>,
     tokens: Vec<u32>,
     text: String,
@@ -149,10 +150,12 @@ pub fn run(globals: &Globals, args: &GenerateArgs) -> Result<()> {
     let text = String::from_utf8_lossy(&runner.model.tokenizer().decode(&tokens)).into_owned();
     let timings = Timings { load_ms: runner.load_ms, ..timings };
     let (model, numerics) = (runner.model.name().to_owned(), session.numerics_id());
+    let residence = runner.model.residence(session.kv_layout().dtype);
     let report = Report {
         model,
         device: globals.device.name(),
         numerics,
+        residence,
         prompt_tokens,
         tokens,
         text,

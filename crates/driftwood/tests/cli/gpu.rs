@@ -58,6 +58,8 @@ fn the_gpu_and_the_cpu_choose_the_same_tokens() {
         home.json(&[&prompt[..], &["--exact", "--top-logits", "3", "--json", "--device", device]].concat())
     };
     let (cpu, gpu) = (generate("cpu"), generate("gpu"));
+    assert_eq!(cpu["residence"]["weights"], "the mapped file");
+    assert!(gpu["residence"]["kv"].as_str().unwrap().contains("device"), "{}", gpu["residence"]);
     assert_eq!(cpu["tokens"], gpu["tokens"]);
     assert!(gpu["device"] == "gpu" && gpu["numerics"].as_str().unwrap().starts_with("gpu-"), "{gpu}");
     let logit = |report: &Value| report["top_logits"][0][1].as_f64().unwrap();
