@@ -52,8 +52,8 @@ pub(crate) struct Desk {
     pub turn: Option<Turn>,
     /// The host call that waits for inference.
     pub slot: Slot,
-    /// The token that the last step chose for a parked call.
-    pub token: u32,
+    /// The token that the last step chose for a parked call, if it could.
+    pub token: Option<u32>,
     /// Where its matrix products were computed.
     pub products: ComputeReport,
     /// Kernels that it brought.

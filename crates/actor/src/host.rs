@@ -314,7 +314,7 @@ impl Host {
             messages_handled,
             turn: None,
             slot: Slot::default(),
-            token: 0,
+            token: None,
             products: ComputeReport::default(),
             kernels: Kernels::default(),
         }))

@@ -54,7 +54,7 @@ pub(crate) struct Request {
 
 #[derive(Debug)]
 enum Destination {
-    Token(u32),
+    Token(Option<u32>),
     Guest(Window),
 }
 
@@ -86,7 +86,7 @@ pub(crate) async fn evaluate(caller: &mut Caller<'_, Guest>, session: i32, targe
     let desk = caller.data().desk.clone();
     let destination = match target {
         Target::Nothing => None,
-        Target::Token => Some(Destination::Token(0)),
+        Target::Token => Some(Destination::Token(None)),
         Target::Guest(bytes) => {
             let shared = shared_memory(caller, session)?;
             Some(Destination::Guest(Window { region: caller.data().region()?, bytes, shared }))

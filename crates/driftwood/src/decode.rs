@@ -5,7 +5,7 @@ use crate::models::{Found, ModelsFolder};
 use crate::output;
 use anyhow::{Context, Result};
 use driftwood_compute::KvDType;
-use driftwood_engine::{Batch, Logits, Model, Session, SessionOptions, Timed, Work, argmax};
+use driftwood_engine::{Batch, Logits, Model, SampleError, Session, SessionOptions, Timed, Work, argmax};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -74,9 +74,9 @@ impl Runner {
     /// # Errors
     /// As `Batch::step`, or if no token can be chosen.
     pub fn next(&mut self, session: &mut Session) -> Result<u32> {
-        let mut token = 0;
+        let mut token = None;
         self.batch.step(&mut [Work::new(session, Logits::Next(&mut token))])?;
-        Ok(token)
+        Ok(token.ok_or(SampleError::NoCandidate)?)
     }
 
     /// Evaluates what is appended, and writes the logits after each of those tokens: (token, vocabulary).

@@ -23,8 +23,9 @@ pub enum Logits<'a> {
     Last(&'a mut [f32]),
     /// Those after each token that this step evaluates: (token, vocabulary).
     All(&'a mut [f32]),
-    /// None: its sampler chooses the next token, which is written here and not appended. A device that can choose sends no logits then.
-    Next(&'a mut u32),
+    /// None: its sampler chooses the next token, which is written here and not appended; `None` if no token can be chosen. A device that
+    /// can choose sends no logits then.
+    Next(&'a mut Option<u32>),
 }
 
 /// One session's part in a step.
@@ -180,7 +181,7 @@ impl Batch {
                 Answer { logits: plain.evaluate(&self.model, &self.plan, layout, work)?, tokens: &[], wrote_shared: false }
             }
         };
-        answer.hand_out(self.model.config().vocabulary, &self.plan, work)?;
+        answer.hand_out(self.model.config().vocabulary, &self.plan, work);
         for run in self.plan.rows.chunk_by(|a, b| a.session == b.session) {
             work[run[0].session as usize].session.end_pass(run.len());
         }
@@ -234,7 +235,7 @@ pub(crate) struct Answer<'a> {
 
 impl Answer<'_> {
     /// Gives everyone what they want.
-    fn hand_out(self, vocabulary: usize, plan: &Plan, work: &mut [Work<'_>]) -> Result<(), Error> {
+    fn hand_out(self, vocabulary: usize, plan: &Plan, work: &mut [Work<'_>]) {
         for (output, &row) in plan.outputs.iter().enumerate() {
             let w = &mut work[plan.rows[row].session as usize];
             let drawn = w.draw().and_then(|_| self.tokens.get(output));
@@ -249,13 +250,12 @@ impl Answer<'_> {
                 }
                 Logits::Next(token) => {
                     **token = match drawn {
-                        Some(drawn) => w.session.take_drawn(*drawn)?,
-                        None => w.session.sample(logits())?,
-                    }
+                        Some(drawn) => w.session.take_drawn(*drawn).ok(),
+                        None => w.session.sample(logits()).ok(),
+                    };
                 }
             }
         }
-        Ok(())
     }
 }
 

@@ -100,13 +100,14 @@ fn forks_and_rewinds_change_no_bit_on_the_gpu() {
 fn generated(batch: &mut Batch, session: &mut Session, count: usize, chosen_by_step: impl Fn(usize) -> bool) -> Vec<u32> {
     let mut tokens = Vec::new();
     for i in 0..count {
-        let mut token = u32::MAX;
+        let mut token = None;
         if chosen_by_step(i) {
             batch.step(&mut [Work::new(session, Logits::Next(&mut token))]).unwrap();
         } else {
             let logits = logits_of(batch, session);
-            token = session.sample(&logits).unwrap();
+            token = session.sample(&logits).ok();
         }
+        let token = token.unwrap();
         session.append(&[token]).unwrap();
         tokens.push(token);
     }
@@ -148,9 +149,10 @@ fn steps_ahead_that_nobody_asks_for_change_nothing() {
     one.truncate(tokens.len()).unwrap();
     let mut chosen = vec![Vec::new(), Vec::new()];
     for _ in 0..12 {
-        let mut next = [0; 2];
+        let mut next = [None; 2];
         let [first, second] = &mut next;
         batch.step(&mut [Work::new(&mut one, Logits::Next(first)), Work::new(&mut two, Logits::Next(second))]).unwrap();
+        let next = next.map(Option::unwrap);
         one.append(&next[..1]).unwrap();
         two.append(&next[1..]).unwrap();
         chosen.iter_mut().zip(next).for_each(|(chosen, token)| chosen.push(token));

@@ -35,7 +35,7 @@ async fn next(mut caller: Caller<'_, Guest>, session: i32) -> wasmtime::Result<i
 impl Desk {
     /// Appends the token that the step chose.
     fn take_token(&mut self, session: i32) -> Result<u32, Refused> {
-        let token = self.token;
+        let token = self.token.take().ok_or(Refused::BadArgument)?;
         self.append(session, &[token])?;
         self.sessions.entry(session)?.fresh += 1;
         self.turn().tally.generated.push(token);

@@ -4,7 +4,7 @@ use super::{Common, check_counts, prompt};
 use crate::cli::Globals;
 use crate::decode::{Runner, median, ms_since, per_second};
 use crate::output;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use driftwood_compute::KvDType;
 use driftwood_engine::{Logits, Session, Timed, Work, argmax};
@@ -118,9 +118,9 @@ fn by_kernel(times: Vec<Timed>) -> Vec<KernelRow> {
 fn kernels(runner: &mut Runner, prompt: &[u32], forks: &mut [Session]) -> Result<[Vec<KernelRow>; 2]> {
     let mut session = runner.session(0)?;
     session.append(prompt)?;
-    let mut token = 0;
+    let mut token = None;
     let prefill = runner.step_timed(&mut [Work::new(&mut session, Logits::Next(&mut token))])?;
-    let mut tokens = vec![0; forks.len()];
+    let mut tokens = vec![None; forks.len()];
     let mut work: Vec<Work<'_>> =
         forks.iter_mut().zip(&mut tokens).map(|(session, token)| Work::new(session, Logits::Next(token))).collect();
     Ok([by_kernel(prefill), by_kernel(runner.step_timed(&mut work)?)])
@@ -133,7 +133,7 @@ fn row(runner: &mut Runner, args: &DecodeArgs, tokens: usize) -> Result<Row> {
     session.append(&[argmax(&logits)?])?;
     let sessions = usize::from(args.sessions);
     let mut forks: Vec<Session> = (0..sessions).map(|_| session.fork()).collect();
-    let mut tokens_next = vec![0; sessions];
+    let mut tokens_next = vec![None; sessions];
     let mut steps = Vec::with_capacity(STEPS);
     for step in 0..WARM_STEPS + STEPS {
         let each = forks.iter_mut().zip(&mut tokens_next);
@@ -141,7 +141,7 @@ fn row(runner: &mut Runner, args: &DecodeArgs, tokens: usize) -> Result<Row> {
         let mut work: Vec<Work<'_>> = each.map(|(session, token)| Work::new(session, Logits::Next(token))).collect();
         runner.step_many(&mut work)?;
         for (session, token) in forks.iter_mut().zip(&tokens_next) {
-            session.append(&[*token])?;
+            session.append(&[token.context("no token can be chosen")?])?;
         }
         if step >= WARM_STEPS {
             steps.push(ms_since(start));
