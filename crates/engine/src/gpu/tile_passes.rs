@@ -34,9 +34,8 @@ pub(crate) struct TilePasses {
     scratch: Option<Scratch>,
     programs: [Option<TileProgram>; CLASSES.len()],
     ahead: Option<Ahead>,
-    /// The step that is expected next, which the scribe encodes.
-    prepared: Option<Step>,
-    scribe: Scribe,
+    /// Encodes the step that is expected next.
+    scribe: Scribe<Step>,
     /// The tokens that the device chose last, and how often in a row they were those that came next.
     chosen: Vec<u32>,
     guessed: usize,
@@ -93,7 +92,6 @@ impl TilePasses {
             scratch: None,
             programs: Default::default(),
             ahead: None,
-            prepared: None,
             scribe: Scribe::new(gpu),
             chosen: Vec::new(),
             guessed: 0,
@@ -172,7 +170,7 @@ impl TilePasses {
         stale |= scratch.ropes.reach(&self.gpu, self.inputs.positions(), model.cpu().threads())?;
         if stale {
             self.programs = Default::default();
-            self.prepared = self.prepared.take().and_then(|_| self.scribe.finish()).and(None);
+            self.scribe.forget();
         }
         let class = class_of(extents.rows);
         if self.programs[class].is_none() {
@@ -277,19 +275,19 @@ impl TilePasses {
         }
         inputs.advance();
         let step = Step { extents: inputs.extents(), half: self.half, logits: last.logits.clone() };
-        if self.programs[class_of(step.extents.rows)].is_some() {
-            self.scribe.begin(self.commands(model, &step));
-            self.prepared = Some(step);
+        if self.programs[class_of(step.extents.rows)].is_some() && !self.scribe.has(&step) {
+            let commands = self.commands(model, &step);
+            self.scribe.begin(step, commands);
         }
     }
 
     /// A step's commands, encoded before if this is the one that was expected.
     fn encoded(&mut self, model: &Model, step: &Step) -> Result<CommandBuffer, Error> {
-        let prepared = self.prepared.take().and_then(|expected| Some((expected, self.scribe.finish()?)));
-        let mut commands = match prepared {
-            Some((expected, commands)) if expected == *step && self.times.is_none() => return Ok(commands),
-            _ => self.commands(model, step),
-        };
+        let prepared = self.scribe.finish(step).filter(|_| self.times.is_none());
+        if let Some(commands) = prepared {
+            return Ok(commands);
+        }
+        let mut commands = self.commands(model, step);
         if let Some(times) = &mut self.times {
             *times = self.gpu.run_timed(&std::mem::take(&mut commands.dispatches))?;
         }

@@ -7,7 +7,7 @@ use super::{Common, prompt};
 use crate::cli::Globals;
 use crate::decode::{Runner, median, ms_since};
 use crate::{actors, guests, output};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use driftwood_actor::{Host, Limits, Message, SpawnSpec};
 use driftwood_compute::KvDType;
@@ -64,12 +64,12 @@ struct Report {
 pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
     // The guest opens its session with f16 KV.
     let runner = Runner::open(&args.common.model, &globals.device, Some(KvDType::F16))?;
+    let prompt = prompt(&runner, &args.common, PROMPT_TOKENS)?;
     let bar = output::steps_bar((RUNS + 1) * PAIRS_PER_RUN, "pairs");
     let mut runs = [[0.0; RUNS]; 4]; // ms a token of each run
     let mut pairs = Vec::new(); // kept, so that none gets the memory of another
     for pair in 0..(RUNS + 1) * PAIRS_PER_RUN {
-        let mut engine = EngineSide::open(runner.beside(), &args.common)?;
-        let mut actor = ActorSide::open(globals, &engine)?;
+        let (mut engine, mut actor) = open(globals, &runner, &prompt, pair.is_multiple_of(2))?;
         warm_up(&mut engine, &mut actor)?;
         let [next, logits] = [alternate(&mut engine, &mut actor, NEXT)?, alternate(&mut engine, &mut actor, LOGITS)?];
         pairs.push((engine, actor));
@@ -91,6 +91,16 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
     if args.common.json { output::json(&report) } else { show(&report) }
 }
 
+/// A pair of sides. Which of them is opened first decides where each lies in memory, so they take turns at that, too.
+fn open(globals: &Globals, runner: &Runner, prompt: &[u32], engine_first: bool) -> Result<(EngineSide, ActorSide)> {
+    if engine_first {
+        let engine = EngineSide::open(runner.beside(), prompt)?;
+        return Ok((engine, ActorSide::open(globals, runner, prompt)?));
+    }
+    let actor = ActorSide::open(globals, runner, prompt)?;
+    Ok((EngineSide::open(runner.beside(), prompt)?, actor))
+}
+
 /// A slice of each kind: a GPU's commands are recorded when they are first needed.
 fn warm_up(engine: &mut EngineSide, actor: &mut ActorSide) -> Result<()> {
     for how in [NEXT, LOGITS] {
@@ -101,20 +111,26 @@ fn warm_up(engine: &mut EngineSide, actor: &mut ActorSide) -> Result<()> {
 }
 
 /// One pair's share of a run: the engine's and the actor's milliseconds a token. The engine takes its slices while the actor's guest is
-/// parked between its own, all in one message; the message's way in and its commit count for the actor.
+/// parked between its own, all in one message; the message's way in and its commit count for the actor. The first slice of each does
+/// not count: a GPU has the next step of the one in its queue when the other begins, but for the first.
 fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32) -> Result<[f64; 2]> {
     engine.rewind()?;
     actor.send(REWIND, &[], &mut || {})?;
-    let (mut engine_ms, mut actor_ms) = (Ok(0.0), 0.0);
+    let (mut engine_ms, mut actor_ms) = (Vec::new(), Vec::new());
+    let mut failed = None;
     let mut started = Instant::now();
-    actor.send(how, &[0; TOKENS_PER_PAIR], &mut || {
-        actor_ms += ms_since(started);
-        engine_ms = engine_ms.as_ref().map_err(|e: &anyhow::Error| anyhow!("{e}")).and_then(|ms| Ok(ms + engine.slice(how)?));
+    actor.send(how, &[0; SLICE_TOKENS + TOKENS_PER_PAIR], &mut || {
+        actor_ms.push(ms_since(started));
+        match engine.slice(how) {
+            Ok(ms) => engine_ms.push(ms),
+            Err(error) => failed = Some(error),
+        }
         started = Instant::now();
     })?;
-    actor_ms += ms_since(started);
+    actor_ms.push(ms_since(started)); // the commit
+    failed.map_or(Ok(()), Err)?;
     ensure!(actor.tokens()? == engine.tokens(), "the actor chose other tokens than the engine");
-    Ok([engine_ms?, actor_ms].map(|ms| ms / TOKENS_PER_PAIR as f64))
+    Ok([engine_ms, actor_ms].map(|slices| slices[1..].iter().sum::<f64>() / TOKENS_PER_PAIR as f64))
 }
 
 fn show(report: &Report) -> Result<()> {
@@ -132,21 +148,20 @@ fn show(report: &Report) -> Result<()> {
 struct EngineSide {
     runner: Runner,
     session: Session,
-    prompt: Vec<u32>,
+    prompt_tokens: usize,
     logits: Vec<f32>,
 }
 
 impl EngineSide {
-    fn open(mut runner: Runner, common: &Common) -> Result<EngineSide> {
-        let prompt = prompt(&runner, common, PROMPT_TOKENS)?;
+    fn open(mut runner: Runner, prompt: &[u32]) -> Result<EngineSide> {
         let mut session = runner.session(0)?;
         let mut logits = runner.logits();
-        runner.prefill(&mut session, &prompt, &mut logits)?;
-        Ok(EngineSide { runner, session, prompt, logits })
+        runner.prefill(&mut session, prompt, &mut logits)?;
+        Ok(EngineSide { runner, session, prompt_tokens: prompt.len(), logits })
     }
 
     fn rewind(&mut self) -> Result<()> {
-        Ok(self.session.truncate(self.prompt.len())?)
+        Ok(self.session.truncate(self.prompt_tokens)?)
     }
 
     /// Milliseconds of one slice.
@@ -165,7 +180,7 @@ impl EngineSide {
     }
 
     fn tokens(&self) -> &[u32] {
-        &self.session.tokens()[self.prompt.len()..]
+        &self.session.tokens()[self.prompt_tokens..]
     }
 }
 
@@ -175,15 +190,15 @@ struct ActorSide {
 }
 
 impl ActorSide {
-    fn open(globals: &Globals, engine: &EngineSide) -> Result<ActorSide> {
+    fn open(globals: &Globals, runner: &Runner, prompt: &[u32]) -> Result<ActorSide> {
         let mut host = actors::host(globals)?;
-        let model = engine.runner.model.clone();
+        let model = runner.model.clone();
         let settings = BTreeMap::from([("model".to_owned(), model.name().to_owned())]);
         host.add_model(model);
         let module = guests::BENCH.into();
         host.spawn(SpawnSpec { name: ACTOR.to_owned(), module, settings, limits: Limits::default(), models: Vec::new() })?;
         let mut side = ActorSide { host };
-        side.send(OPEN, &engine.prompt, &mut || {})?;
+        side.send(OPEN, prompt, &mut || {})?;
         Ok(side)
     }
 
