@@ -265,7 +265,10 @@ pub(crate) fn tail_tensor(handle: u32) -> String {
 
 impl Manifest {
     /// Checks everything that needs no tensor: limits, sums and references.
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::Malformed`], with the field.
+    pub fn check(&self) -> Result<(), Error> {
         check_name("writer", &self.writer)?;
         check_name("identity.name", &self.identity.name)?;
         self.guest.as_ref().map_or(Ok(()), Guest::check)?;
@@ -298,24 +301,37 @@ impl Guest {
 impl KvPool {
     /// Limits and sums of one pool; whoever multiplies its extents calls this first.
     pub(crate) fn check(&self, p: usize) -> Result<(), Error> {
-        let info = &self.info;
         let field = |name: &str| format!("pools[{p}].{name}");
-        for (name, value) in [("model", &info.model), ("numerics", &info.numerics), ("architecture", &info.architecture)] {
+        self.info.check_as(&field)?;
+        at_most(&field("block_hashes"), self.block_hashes.len(), BLOCKS_MAX)?;
+        require(self.tensor == blocks_tensor(p), || (field("tensor"), format!("must be {:?}", blocks_tensor(p))))
+    }
+}
+
+impl PoolInfo {
+    /// Checks limits and sums: before this, its extents are not to be multiplied.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`], with the field.
+    pub fn check(&self) -> Result<(), Error> {
+        self.check_as(&|name| format!("pool.{name}"))
+    }
+
+    fn check_as(&self, field: &dyn Fn(&str) -> String) -> Result<(), Error> {
+        for (name, value) in [("model", &self.model), ("numerics", &self.numerics), ("architecture", &self.architecture)] {
             check_name(&field(name), value)?;
         }
-        for (name, value) in [("layers", info.layers), ("kv_heads", info.kv_heads), ("block_tokens", info.block_tokens)] {
+        for (name, value) in [("layers", self.layers), ("kv_heads", self.kv_heads), ("block_tokens", self.block_tokens)] {
             at_least_one(&field(name), value)?;
             at_most(&field(name), value, BLOCK_EXTENT_MAX)?;
         }
-        at_least_one(&field("head_dim"), info.head_dim)?;
-        at_most(&field("head_dim"), info.head_dim, HEAD_DIM_MAX)?;
-        let whole_rows = info.dtype != KvDType::Q8 || info.head_dim.is_multiple_of(32);
+        at_least_one(&field("head_dim"), self.head_dim)?;
+        at_most(&field("head_dim"), self.head_dim, HEAD_DIM_MAX)?;
+        let whole_rows = self.dtype != KvDType::Q8 || self.head_dim.is_multiple_of(32);
         require(whole_rows, || (field("head_dim"), "Q8 needs a multiple of 32".into()))?;
-        at_most(&field("block_bytes"), info.block_bytes, BLOCK_BYTES_MAX)?;
-        let expected = info.payload_bytes().next_multiple_of(BLOCK_ALIGN_BYTES);
-        require(info.block_bytes == expected, || (field("block_bytes"), format!("{} where its rows make {expected}", info.block_bytes)))?;
-        at_most(&field("block_hashes"), self.block_hashes.len(), BLOCKS_MAX)?;
-        require(self.tensor == blocks_tensor(p), || (field("tensor"), format!("must be {:?}", blocks_tensor(p))))
+        at_most(&field("block_bytes"), self.block_bytes, BLOCK_BYTES_MAX)?;
+        let expected = self.payload_bytes().next_multiple_of(BLOCK_ALIGN_BYTES);
+        require(self.block_bytes == expected, || (field("block_bytes"), format!("{} where its rows make {expected}", self.block_bytes)))
     }
 }
 

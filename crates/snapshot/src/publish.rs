@@ -26,8 +26,10 @@ pub enum Existing {
 
 /// A file that nobody knows yet; dropped, it is removed.
 #[derive(Debug)]
-pub(crate) struct Temp {
+pub struct Temp {
+    /// Open for reading and writing.
     pub file: File,
+    /// Where it stands until it has its name: for messages.
     pub path: PathBuf,
     target: PathBuf,
     folder: PathBuf,
@@ -36,6 +38,9 @@ pub(crate) struct Temp {
 
 impl Temp {
     /// A new, empty file in the folder of `target`.
+    ///
+    /// # Errors
+    /// If it cannot be made.
     pub fn beside(target: &Path) -> Result<Temp, Error> {
         let no_name = || Error::system("write", target, Errno::ISDIR);
         target.file_name().ok_or_else(no_name)?;
@@ -50,6 +55,9 @@ impl Temp {
     }
 
     /// Makes the bytes durable and gives the file its name.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if the target is there and was not to be replaced, or if the system refuses.
     pub fn publish(mut self, existing: Existing) -> Result<(), Error> {
         self.file.sync_all().map_err(|e| Error::system("make durable", &self.path, e))?;
         match existing {

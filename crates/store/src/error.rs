@@ -1,0 +1,66 @@
+//! The one error type of this crate.
+
+use crate::PackId;
+use std::path::{Path, PathBuf};
+
+/// Why state at rest could not be written, read or trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Bytes that a head names are not there.
+    #[error(
+        "{what} is missing: the file {pack}.pack is gone or too short; run `driftwood store fsck`, and restore the state folder from a backup"
+    )]
+    Missing {
+        /// Which bytes.
+        what: String,
+        /// Where they should be.
+        pack: PackId,
+    },
+    /// Bytes differ from the hash that names them.
+    #[error(
+        "{what} was altered after it was written (in {pack}.pack); run `driftwood store fsck`, and restore the state folder from a backup"
+    )]
+    Altered {
+        /// Which bytes.
+        what: String,
+        /// Where they are.
+        pack: PackId,
+    },
+    /// The head is not what its own hash says, or contradicts the format.
+    #[error("{} is damaged: {why}; restore it from a backup, or remove the actor", .path.display())]
+    BadHead {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Written by a later version.
+    #[error("{} has format {found}, this program reads up to {supported}; update driftwood", .path.display())]
+    FutureVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest that this crate reads.
+        supported: u32,
+    },
+    /// The system refused.
+    #[error("cannot {operation} {}: {source}", .path.display())]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file could not be written or named.
+    #[error(transparent)]
+    Publish(#[from] driftwood_snapshot::Error),
+}
+
+impl Error {
+    pub(crate) fn system(operation: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Error {
+        Error::System { operation, path: path.to_owned(), source: source.into() }
+    }
+}

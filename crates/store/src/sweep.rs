@@ -1,0 +1,150 @@
+//! Over all heads: how much is shared, what nobody names any more, and whether what is named is there and intact.
+
+use crate::{Chunk, Chunks, Error, Head, PackId};
+use rustix::fs::FlockOperation;
+use serde::Serialize;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// What stands in the folder, and what of it is named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Stats {
+    /// Heads: actors at rest.
+    pub heads: usize,
+    /// Bytes that the heads name, each counted as often as it is named.
+    pub named_bytes: u64,
+    /// The same, each counted once.
+    pub unique_bytes: u64,
+    /// Bytes of all files of chunks.
+    pub file_bytes: u64,
+    /// How many files that are.
+    pub files: usize,
+}
+
+/// What a collection removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Swept {
+    /// Files in which no head names anything.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Hints to what is gone.
+    pub hints: usize,
+}
+
+/// A chunk that a head names and that is not what it should be.
+#[derive(Debug)]
+pub struct Flawed {
+    /// Whose.
+    pub head: PathBuf,
+    /// What is wrong.
+    pub error: Error,
+}
+
+impl Chunks {
+    /// Sums over heads.
+    ///
+    /// # Errors
+    /// If a head cannot be read.
+    pub fn stats(&self, heads: &[PathBuf]) -> Result<Stats, Error> {
+        let mut stats = Stats { heads: heads.len(), ..Stats::default() };
+        let mut unique: HashMap<(PackId, u64), u64> = HashMap::new();
+        for path in heads {
+            for chunk in self.named_by(&Head::read(path)?)? {
+                stats.named_bytes += chunk.len_bytes;
+                unique.insert((chunk.pack, chunk.at_bytes), chunk.len_bytes);
+            }
+        }
+        stats.unique_bytes = unique.values().sum();
+        for (_, _, bytes) in self.pack_files()? {
+            (stats.files, stats.file_bytes) = (stats.files + 1, stats.file_bytes + bytes);
+        }
+        Ok(stats)
+    }
+
+    /// Removes files of chunks that none of the heads names anything in. Waits for commits that are under way, and they for this; who has
+    /// such a file mapped keeps its bytes. `heads` is asked once nobody commits any more.
+    ///
+    /// # Errors
+    /// If a head cannot be read: nothing is removed then.
+    pub fn sweep(&self, heads: impl FnOnce() -> Result<Vec<PathBuf>, Error>) -> Result<Swept, Error> {
+        let _lock = self.lock(FlockOperation::LockExclusive)?;
+        let mut live: HashSet<PackId> = HashSet::new();
+        for path in heads()? {
+            live.extend(self.named_by(&Head::read(&path)?)?.into_iter().map(|chunk| chunk.pack));
+        }
+        let mut swept = Swept::default();
+        for (pack, path, bytes) in self.pack_files()? {
+            if pack.is_none_or(|pack| !live.contains(&pack)) {
+                std::fs::remove_file(&path).map_err(|e| Error::system("remove", &path, e))?;
+                (swept.files, swept.bytes) = (swept.files + 1, swept.bytes + bytes);
+            }
+        }
+        swept.hints = self.sweep_hints(&live)?;
+        Ok(swept)
+    }
+
+    fn sweep_hints(&self, live: &HashSet<PackId>) -> Result<usize, Error> {
+        let mut removed = 0;
+        for folder in entries(&self.hints())? {
+            for hint in entries(&folder)? {
+                let target = std::fs::read_link(&hint).ok();
+                let pack = target.as_ref().and_then(|t| t.to_str()?.split(' ').next()?.parse().ok());
+                if pack.is_none_or(|pack: PackId| !live.contains(&pack)) {
+                    std::fs::remove_file(&hint).map_err(|e| Error::system("remove", &hint, e))?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Reads everything that heads name, each chunk once, and says what is missing or altered.
+    pub fn check(&self, heads: &[PathBuf]) -> Vec<Flawed> {
+        let mut known: BTreeSet<Chunk> = BTreeSet::new();
+        let mut flawed = Vec::new();
+        for path in heads {
+            let named = Head::read(path).and_then(|head| self.named_by(&head));
+            let chunks = named.unwrap_or_else(|error| {
+                flawed.push(Flawed { head: path.clone(), error });
+                Vec::new()
+            });
+            for chunk in chunks {
+                if known.contains(&chunk) {
+                    continue;
+                }
+                match self.read(&chunk) {
+                    Ok(_) => drop(known.insert(chunk)),
+                    Err(error) => flawed.push(Flawed { head: path.clone(), error }),
+                }
+            }
+        }
+        flawed
+    }
+
+    /// Every chunk that a head names, pages of memory included.
+    fn named_by(&self, head: &Head) -> Result<Vec<Chunk>, Error> {
+        let mut named: Vec<Chunk> = head.chunks().collect();
+        if let Some(guest) = &head.guest {
+            named.extend(guest.memory.pages(self)?.into_iter().map(|(_, chunk)| chunk));
+        }
+        Ok(named)
+    }
+
+    /// All files of chunks with their sizes; what is none (a dead writer's, while nobody commits) has no id.
+    fn pack_files(&self) -> Result<Vec<(Option<PackId>, PathBuf, u64)>, Error> {
+        let mut files = Vec::new();
+        for path in entries(&self.packs())? {
+            let id = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".pack")?.parse().ok());
+            let Ok(metadata) = path.metadata() else { continue }; // removed meanwhile
+            files.push((id, path, metadata.len()));
+        }
+        Ok(files)
+    }
+}
+
+/// The paths in a folder.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let list = |e| Error::system("read the folder", folder, e);
+    std::fs::read_dir(folder).map_err(list)?.map(|entry| entry.map(|entry| entry.path()).map_err(list)).collect()
+}
