@@ -4,12 +4,13 @@
 //! # How this crate is laid out
 //!
 //! `chunk.rs` names bytes, `chunks.rs` finds and maps them, `commit.rs` writes new ones, `head.rs` is the file that names all chunks of an
-//! actor, `sweep.rs` finds out what nobody names any more, and whether what is named is there.
+//! actor, `export.rs` makes one file of all of them, `sweep.rs` finds out what nobody names any more, and whether what is named is there.
 
 mod chunk;
 mod chunks;
 mod commit;
 mod error;
+mod export;
 mod head;
 mod sweep;
 

@@ -1,6 +1,6 @@
 //! Chunks and heads on a real disk: shared, durable, verified, collected; and what damaged and hostile files give.
 
-use driftwood_snapshot::{GuestState, Hash, Identity, KvDType, PoolInfo, SessionState};
+use driftwood_snapshot::{Existing, GuestState, Hash, Identity, KvDType, PoolInfo, SessionState, Snapshot};
 use driftwood_store::{Chunk, Chunks, Error, Head, HeadGuest, HeadMemory, HeadPiece, HeadSession, PAGE_BYTES, write_ids};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -111,6 +111,33 @@ fn a_head_is_read_as_it_was_written_and_a_turn_writes_what_is_new() {
     let commit = chunks.commit().unwrap();
     HeadMemory::write(&commit, &linear).unwrap();
     assert_eq!(commit.written_bytes(), (PAGE_BYTES + 512 * 48) as u64, "one page and its leaf");
+}
+
+/// The portable file has the same bytes that the chunks have, each row in its place.
+#[test]
+fn a_head_becomes_a_portable_file() {
+    let root = tempfile::tempdir().unwrap();
+    let chunks = Chunks::open(root.path()).unwrap();
+    let linear = memory(5);
+    let mut head = head(&chunks, &linear, 1);
+    let fork = HeadSession { state: SessionState { handle: 2, ..head.sessions[0].state.clone() }, ..head.sessions[0].clone() };
+    head.sessions.push(fork);
+    let path = root.path().join("ada.safetensors");
+    head.export(&chunks, &path, Existing::Refuse).unwrap();
+    let file = Snapshot::open(&path).unwrap();
+    file.verify_all(2).unwrap();
+    assert_eq!((file.tokens(1), file.module().unwrap().bytes()), (&(0..80).collect::<Vec<u32>>()[..], &b"\0asm"[..]));
+    assert_eq!(
+        file.pages().map(|(page, bytes)| (page, bytes.to_vec())).collect::<Vec<_>>(),
+        [(3, linear[3 * PAGE_BYTES..4 * PAGE_BYTES].to_vec()), (4, linear[4 * PAGE_BYTES..].to_vec())]
+    );
+    let manifest = file.manifest();
+    assert_eq!((manifest.pools[0].block_hashes.len(), &manifest.sessions[0].blocks, &manifest.sessions[1].blocks), (1, &vec![0], &vec![0]));
+    assert_eq!(file.block(0, 0), bytes(1, 16 << 10));
+    // One layer and head: the tail is (k or v, token, row), of a piece of 13 tokens and one of 2.
+    let (first, second) = (bytes(1, 13 * 128), bytes(1, 2 * 128));
+    let half = |part: usize| [&first[part * 13 * 64..][..13 * 64], &second[part * 2 * 64..][..2 * 64]].concat();
+    assert_eq!(file.tail(1).unwrap().bytes(), [half(0), half(1)].concat());
 }
 
 #[test]
