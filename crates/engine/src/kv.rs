@@ -5,8 +5,11 @@
 //! pool only numbers the slots; their bytes are the device's ([`ResidentKv`]).
 
 use crate::Error;
-use crate::gpu::{Incoming, ResidentKv};
+use crate::gpu::ResidentKv;
 use crate::limits::KV_POOL_BYTES_MAX;
+use crate::packed::{Packed, UnsavedRows, fill, packed_bytes, tiles};
+use crate::saved::{Piece, Pieces, Run, SavedKv};
+use crate::session::{RestoredBlock, RestoredPiece};
 use driftwood_compute::gpu::{Gpu, Window};
 use driftwood_compute::{KV_BLOCK_TOKENS, KvDType, KvLayout};
 use driftwood_region::{Pool, Slot, View};
@@ -21,33 +24,66 @@ pub(crate) enum Part {
     Value = 1,
 }
 
-/// One block's bytes, laid out as [`KvLayout`] says.
+/// One block, and the pieces that its rows are saved in.
 #[derive(Debug)]
-pub(crate) enum Block {
+pub(crate) struct Block {
+    place: Place,
+    pub(crate) pieces: Pieces,
+}
+
+/// Where a block's bytes are, laid out as [`KvLayout`] says.
+#[derive(Debug)]
+enum Place {
     Owned(Slot),
     Mapped { view: View, hash: [u8; 32], verified: AtomicBool },
 }
 
 impl Block {
+    fn owned(slot: Slot, pieces: Pieces) -> Arc<Block> {
+        Arc::new(Block { place: Place::Owned(slot), pieces })
+    }
+
+    fn mapped(view: View, hash: [u8; 32]) -> Arc<Block> {
+        let pieces = Pieces::in_order([Piece { tokens: KV_BLOCK_TOKENS, hash }]);
+        Arc::new(Block { place: Place::Mapped { view, hash, verified: AtomicBool::new(false) }, pieces })
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
-        match self {
-            Block::Owned(slot) => slot.bytes(),
-            Block::Mapped { view, .. } => view.bytes(),
+        match &self.place {
+            Place::Owned(slot) => slot.bytes(),
+            Place::Mapped { view, .. } => view.bytes(),
         }
     }
 
-    /// A mapped block on its way to a slot of a device.
-    fn incoming<'a>(&'a self, slot: &Slot) -> Incoming<'a> {
-        let hash = match self {
-            Block::Mapped { hash, verified, .. } if !verified.load(Ordering::Relaxed) => Some(*hash),
-            Block::Mapped { .. } | Block::Owned(_) => None,
+    /// Its slot of the pool, unless it is mapped.
+    pub(crate) fn slot(&self) -> Option<usize> {
+        if let Place::Owned(slot) = &self.place { Some(slot.index()) } else { None }
+    }
+
+    /// The hash of all its bytes, if it is known.
+    pub(crate) fn known_hash(&self) -> Option<[u8; 32]> {
+        match &self.place {
+            Place::Owned(_) => self.pieces.whole(),
+            Place::Mapped { hash, .. } => Some(*hash),
+        }
+    }
+
+    /// A mapped block on its way to a slot.
+    fn incoming(&self, layout: KvLayout) -> Packed<'_> {
+        let hash = match &self.place {
+            Place::Mapped { hash, verified, .. } if !verified.load(Ordering::Relaxed) => Some(*hash),
+            Place::Mapped { .. } | Place::Owned(_) => None,
         };
-        Incoming { slot: slot.index(), bytes: self.bytes(), hash }
+        Packed { tokens: KV_BLOCK_TOKENS, bytes: &self.bytes()[..layout.block_bytes()], hash }
+    }
+
+    fn is_unverified(&self) -> bool {
+        matches!(&self.place, Place::Mapped { verified, .. } if !verified.load(Ordering::Relaxed))
     }
 
     /// Checks a mapped block against its hash, once.
     fn verify(&self) -> bool {
-        let Block::Mapped { view, hash, verified } = self else { return true };
+        let Place::Mapped { view, hash, verified } = &self.place else { return true };
         if verified.load(Ordering::Relaxed) {
             return true;
         }
@@ -116,32 +152,31 @@ impl Kv {
 
     /// Which slot of the pool each block stands in, once [`Kv::make_owned`] has run.
     pub(crate) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
-        self.blocks.iter().map(|block| match &**block {
-            Block::Owned(slot) => slot.index() as u32,
-            Block::Mapped { .. } => unreachable!("make_owned left no mapped block"),
-        })
+        self.blocks.iter().map(|block| block.slot().expect("make_owned left no mapped block") as u32)
     }
 
     /// Copies blocks that stand in mapped files to where its own blocks are, for devices that read only those. What goes to a device's own
     /// memory is verified on the way, everything else was before.
     pub(crate) fn make_owned(&mut self, threads: usize) -> Result<(), Error> {
-        let mapped = self.blocks.iter_mut().filter(|block| matches!(***block, Block::Mapped { .. }));
-        let mut copies = Vec::new();
-        for block in mapped {
-            copies.push((self.home.pool.take()?, block));
+        let mapped: Vec<usize> = (0..self.blocks.len()).filter(|index| self.blocks[*index].slot().is_none()).collect();
+        let incoming: Vec<_> = mapped.iter().map(|index| vec![self.blocks[*index].incoming(self.layout)]).collect();
+        let slots = self.filled(&incoming, threads)?;
+        for (index, slot) in mapped.into_iter().zip(slots) {
+            self.blocks[index] = Block::owned(slot, self.blocks[index].pieces.of_first(KV_BLOCK_TOKENS));
         }
-        match &self.home.resident {
-            Some(resident) => {
-                let blocks: Vec<_> = copies.iter().map(|(slot, block)| block.incoming(slot)).collect();
-                resident.upload(&blocks, threads)?;
-            }
-            None => copies.iter_mut().for_each(|(slot, block)| {
-                let bytes = block.bytes();
-                slot.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
-            }),
-        }
-        copies.into_iter().for_each(|(slot, block)| *block = Arc::new(Block::Owned(slot)));
         Ok(())
+    }
+
+    /// Slots of our own that hold these rows, which are verified on the way.
+    fn filled(&self, blocks: &[Vec<Packed<'_>>], threads: usize) -> Result<Vec<Slot>, Error> {
+        let mut slots = blocks.iter().map(|_| self.home.pool.take()).collect::<Result<Vec<_>, _>>()?;
+        if let Some(resident) = &self.home.resident {
+            let places: Vec<usize> = slots.iter().map(Slot::index).collect();
+            resident.upload(&places, blocks, threads)?;
+        } else if !fill(self.layout, slots.iter_mut().map(Slot::bytes_mut).collect(), blocks, threads) {
+            return Err(Error::AlteredKv);
+        }
+        Ok(slots)
     }
 
     /// A second reference to the same blocks, with room for as many.
@@ -156,16 +191,18 @@ impl Kv {
         self.blocks.truncate(tokens.div_ceil(KV_BLOCK_TOKENS));
     }
 
-    /// Makes positions `from..to` writable: takes new blocks, and a copy of the one that `from` stands in if others share it.
+    /// Makes positions `from..to` writable: takes new blocks, and a copy of the one that `from` stands in if others share it. No piece tells of
+    /// these positions any more.
     pub(crate) fn make_writable(&mut self, from: usize, to: usize) -> Result<(), Error> {
-        let first = from / KV_BLOCK_TOKENS;
-        for index in first..to.div_ceil(KV_BLOCK_TOKENS) {
+        if from == to {
+            return Ok(());
+        }
+        for index in from / KV_BLOCK_TOKENS..to.div_ceil(KV_BLOCK_TOKENS) {
+            let row = from.saturating_sub(index * KV_BLOCK_TOKENS);
             match self.blocks.get_mut(index).map(Arc::get_mut) {
-                Some(Some(Block::Owned(_))) => {}
-                None => self.blocks.push(Arc::new(Block::Owned(self.fresh()?))),
-                Some(_) => {
-                    self.blocks[index] = Arc::new(Block::Owned(self.copy_rows(index, from.saturating_sub(index * KV_BLOCK_TOKENS))?))
-                }
+                Some(Some(block)) if block.slot().is_some() => block.pieces.truncate(row),
+                None => self.blocks.push(Block::owned(self.fresh()?, Pieces::default())),
+                Some(_) => self.blocks[index] = Block::owned(self.copy_rows(index, row)?, self.blocks[index].pieces.of_first(row)),
             }
         }
         Ok(())
@@ -182,23 +219,21 @@ impl Kv {
 
     /// A slot of our own with the first `tokens` rows of a block.
     fn copy_rows(&self, index: usize, tokens: usize) -> Result<Slot, Error> {
-        let mut slot = self.home.pool.take()?;
-        match (&self.home.resident, &*self.blocks[index]) {
-            (Some(resident), Block::Owned(from)) => {
-                resident.copy(from.index(), slot.index())?;
-                return Ok(slot);
-            }
-            (Some(resident), mapped) => {
-                resident.upload(&[mapped.incoming(&slot)], 1)?;
-                return Ok(slot);
-            }
-            (None, _) => {}
+        let block = &self.blocks[index];
+        if let Some(resident) = &self.home.resident {
+            let Some(from) = block.slot() else {
+                let mut slots = self.filled(&[vec![block.incoming(self.layout)]], 1)?;
+                return Ok(slots.pop().expect("one for one"));
+            };
+            let slot = self.home.pool.take()?;
+            resident.copy(from, slot.index())?;
+            return Ok(slot);
         }
-        let from = self.blocks[index].bytes();
-        self.each_tile(|offset, row_bytes| {
-            let rows = offset..offset + tokens * row_bytes;
-            slot.bytes_mut()[rows.clone()].copy_from_slice(&from[rows]);
-        });
+        let mut slot = self.home.pool.take()?;
+        for offset in tiles(self.layout) {
+            let rows = offset..offset + tokens * self.layout.row_bytes();
+            slot.bytes_mut()[rows.clone()].copy_from_slice(&block.bytes()[rows]);
+        }
         Ok(slot)
     }
 
@@ -206,8 +241,8 @@ impl Kv {
     pub(crate) fn row_mut(&mut self, layer: usize, part: Part, head: usize, position: usize) -> &mut [u8] {
         let offset = self.layout.row_offset(layer, part as usize, head, position % KV_BLOCK_TOKENS);
         let row_bytes = self.layout.row_bytes();
-        match Arc::get_mut(&mut self.blocks[position / KV_BLOCK_TOKENS]) {
-            Some(Block::Owned(slot)) => &mut slot.bytes_mut()[offset..offset + row_bytes],
+        match Arc::get_mut(&mut self.blocks[position / KV_BLOCK_TOKENS]).map(|block| &mut block.place) {
+            Some(Place::Owned(slot)) => &mut slot.bytes_mut()[offset..offset + row_bytes],
             _ => unreachable!("make_writable gave this session its own block"),
         }
     }
@@ -215,83 +250,136 @@ impl Kv {
     /// Checks every mapped block that has not been checked yet, on up to `threads` threads. [`Kv::make_owned`] checks those that go to a
     /// device's own memory.
     pub(crate) fn verify(&self, threads: usize) -> Result<(), Error> {
-        if self.home.resident.is_some() {
-            return Ok(());
-        }
-        let pending = |b: &&Arc<Block>| matches!(&***b, Block::Mapped { verified, .. } if !verified.load(Ordering::Relaxed));
-        let pending_blocks = self.blocks.iter().filter(pending).count();
-        if pending_blocks == 0 {
-            return Ok(());
-        }
-        let share = self.blocks.len().div_ceil(threads.min(pending_blocks));
-        let intact = std::thread::scope(|scope| {
-            let mut shares = self.blocks.chunks(share);
-            let mine = shares.next().unwrap_or_default();
-            let others: Vec<_> = shares.map(|s| scope.spawn(|| s.iter().all(|b| b.verify()))).collect();
-            let intact = mine.iter().all(|b| b.verify());
-            others.into_iter().fold(intact, |all, t| t.join().expect("hashing does not panic") && all)
-        });
-        if intact { Ok(()) } else { Err(Error::AlteredKv) }
+        if self.home.resident.is_some() { Ok(()) } else { verify(&self.blocks, threads) }
     }
 
-    /// Appends a full block that stands in a mapped file.
-    pub(crate) fn push_mapped(&mut self, view: View, hash: [u8; 32]) {
-        self.blocks.push(Arc::new(Block::Mapped { view, hash, verified: AtomicBool::new(false) }));
+    /// Appends the blocks of a snapshot, each of which [`Kv::takes`]. Pieces are copied and verified.
+    pub(crate) fn push_restored(&mut self, blocks: Vec<RestoredBlock>, threads: usize) -> Result<(), Error> {
+        let pieces = blocks.iter().filter_map(|block| if let RestoredBlock::Pieces(pieces) = block { Some(pieces) } else { None });
+        let incoming: Vec<Vec<_>> = pieces.map(|pieces| pieces.iter().map(RestoredPiece::packed).collect()).collect();
+        let mut slots = self.filled(&incoming, threads)?.into_iter();
+        for block in blocks {
+            self.blocks.push(match block {
+                RestoredBlock::Mapped { view, hash } => Block::mapped(view, hash),
+                RestoredBlock::Shared(shared) => shared.0,
+                RestoredBlock::Pieces(pieces) => {
+                    let pieces = pieces.iter().map(|piece| Piece { tokens: piece.tokens, hash: piece.hash });
+                    Block::owned(slots.next().expect("one for each"), Pieces::in_order(pieces))
+                }
+            });
+        }
+        Ok(())
     }
 
-    /// Appends a block that another session of the same model already holds.
-    pub(crate) fn push_shared(&mut self, block: Arc<Block>) {
-        self.blocks.push(block);
+    /// Whether a block of a snapshot holds `rows` rows as this cache lays them out.
+    pub(crate) fn takes(&self, block: &RestoredBlock, rows: usize) -> bool {
+        let whole = |bytes: &[u8]| rows == KV_BLOCK_TOKENS && bytes.len() >= self.layout.block_bytes();
+        match block {
+            RestoredBlock::Mapped { view, .. } => whole(view.bytes()),
+            RestoredBlock::Shared(shared) => whole(shared.0.bytes()),
+            RestoredBlock::Pieces(pieces) => {
+                let fits = |piece: &RestoredPiece| {
+                    (1..=rows).contains(&piece.tokens) && piece.view.bytes().len() == packed_bytes(self.layout, piece.tokens)
+                };
+                pieces.len() <= rows && pieces.iter().all(fits) && pieces.iter().map(|piece| piece.tokens).sum::<usize>() == rows
+            }
+        }
     }
 
     /// Appends a block whose first `tokens` rows come from `packed`: (layer, key or value, head, token, row).
     pub(crate) fn push_tail(&mut self, packed: &[u8], tokens: usize) -> Result<(), Error> {
-        let mut slot = self.home.pool.take()?;
-        match &self.home.resident {
-            None => self.unpack(packed, tokens, slot.bytes_mut()),
-            Some(resident) => {
-                let mut block = vec![0; self.layout.block_bytes()];
-                self.unpack(packed, tokens, &mut block);
-                resident.upload(&[Incoming { slot: slot.index(), bytes: &block, hash: None }], 1)?;
-            }
-        }
-        self.blocks.push(Arc::new(Block::Owned(slot)));
+        let slots = self.filled(&[vec![Packed { tokens, bytes: packed, hash: None }]], 1)?;
+        self.blocks.extend(slots.into_iter().map(|slot| Block::owned(slot, Pieces::default())));
         Ok(())
     }
 
-    /// Writes packed rows where a block has them.
-    fn unpack(&self, packed: &[u8], tokens: usize, block: &mut [u8]) {
-        let mut source = packed;
-        self.each_tile(|offset, row_bytes| {
-            let (tile, rest) = source.split_at(tokens * row_bytes);
-            block[offset..offset + tile.len()].copy_from_slice(tile);
-            source = rest;
-        });
-        debug_assert!(source.is_empty());
+    /// Has the rows of the first `tokens` tokens saved that no piece holds. See [`crate::Session::save_kv`].
+    pub(crate) fn save<E: From<Error>>(
+        &self,
+        tokens: usize,
+        is_kept: impl Fn(&[u8; 32]) -> bool,
+        mut save: impl FnMut(&[UnsavedRows<'_>]) -> Result<Vec<[u8; 32]>, E>,
+        threads: usize,
+    ) -> Result<SavedKv, E> {
+        let blocks = self.blocks[..tokens.div_ceil(KV_BLOCK_TOKENS)].to_vec();
+        let rows = |index: usize| (tokens - index * KV_BLOCK_TOKENS).min(KV_BLOCK_TOKENS);
+        let plans: Vec<_> = blocks.iter().enumerate().map(|(index, block)| block.pieces.plan(rows(index), &is_kept)).collect();
+        let unsaved = (0..blocks.len()).filter(|index| plans[*index].iter().any(|run| matches!(run, Run::Unsaved { .. })));
+        let mut hashes = Vec::new();
+        self.read::<E>(&unsaved.collect::<Vec<_>>(), threads, |group| {
+            let runs = |&(index, bytes): &(usize, _)| {
+                plans[index].iter().filter_map(move |run| match *run {
+                    Run::Unsaved { from, tokens } => Some(UnsavedRows::new(self.layout, bytes, from, tokens)),
+                    Run::Saved(_) => None,
+                })
+            };
+            let rows: Vec<UnsavedRows<'_>> = group.iter().flat_map(runs).collect();
+            let saved = save(&rows)?;
+            assert_eq!(saved.len(), rows.len(), "one hash for each of the rows to save");
+            hashes.extend(saved);
+            Ok(())
+        })?;
+        let mut hashes = hashes.into_iter();
+        let mut piece = |run| match run {
+            Run::Saved(piece) => piece,
+            Run::Unsaved { tokens, .. } => Piece { tokens, hash: hashes.next().expect("all were saved") },
+        };
+        let pieces = plans.into_iter().map(|plan| plan.into_iter().map(&mut piece).collect()).collect();
+        Ok(SavedKv { blocks, pieces })
+    }
+
+    /// Hands these blocks to `f` with their bytes, in order: all at once, or what fits at a time where they have to come from a device.
+    fn read<E: From<Error>>(
+        &self,
+        indices: &[usize],
+        threads: usize,
+        mut f: impl FnMut(&[(usize, &[u8])]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let blocks: Vec<Arc<Block>> = indices.iter().map(|index| self.blocks[*index].clone()).collect();
+        verify(&blocks, threads)?;
+        let Some(resident) = &self.home.resident else {
+            let group: Vec<_> = indices.iter().map(|index| (*index, self.block(*index))).collect();
+            return if group.is_empty() { Ok(()) } else { f(&group) };
+        };
+        let groups: Vec<&[usize]> = indices.chunks(resident.blocks_at_once()).collect();
+        let slots = |group: &&[usize]| group.iter().filter_map(|index| self.blocks[*index].slot()).collect();
+        resident.stream(&groups.iter().map(slots).collect::<Vec<_>>(), |at, fetched| {
+            let mut fetched = fetched.chunks(self.layout.block_bytes());
+            let bytes = |index: usize| match self.blocks[index].slot() {
+                Some(_) => fetched.next().expect("a block for each slot"),
+                None => self.block(index),
+            };
+            let bytes: Vec<_> = groups[at].iter().copied().map(bytes).collect();
+            f(&groups[at].iter().copied().zip(bytes).collect::<Vec<_>>())
+        })
     }
 
     /// Brings the first `blocks` blocks to where the host can read them; nothing if they are there.
     pub(crate) fn fetch(&self, blocks: usize) -> Result<Option<Fetched>, Error> {
         let Some(resident) = &self.home.resident else { return Ok(None) };
-        let slot = |block: &Arc<Block>| if let Block::Owned(slot) = &**block { Some(slot.index()) } else { None };
-        let slots: Vec<usize> = self.blocks[..blocks].iter().filter_map(slot).collect();
+        let slots: Vec<usize> = self.blocks[..blocks].iter().filter_map(|block| block.slot()).collect();
         if slots.is_empty() {
             return Ok(None);
         }
         Ok(Some(Fetched { window: Some(resident.download(&slots)?), resident: resident.clone() }))
     }
+}
 
-    /// Calls `f` with the offset in a block of each (layer, key or value, head) tile, in order, and the bytes of a row.
-    fn each_tile(&self, mut f: impl FnMut(usize, usize)) {
-        let l = self.layout;
-        for layer in 0..l.layers {
-            for part in [Part::Key, Part::Value] {
-                for head in 0..l.kv_heads {
-                    f(l.row_offset(layer, part as usize, head, 0), l.row_bytes());
-                }
-            }
-        }
+/// Checks every mapped block that has not been checked yet, on up to `threads` threads.
+fn verify(blocks: &[Arc<Block>], threads: usize) -> Result<(), Error> {
+    let pending_blocks = blocks.iter().filter(|block| block.is_unverified()).count();
+    if pending_blocks == 0 {
+        return Ok(());
     }
+    let share = blocks.len().div_ceil(threads.min(pending_blocks));
+    let intact = std::thread::scope(|scope| {
+        let mut shares = blocks.chunks(share);
+        let mine = shares.next().unwrap_or_default();
+        let others: Vec<_> = shares.map(|s| scope.spawn(|| s.iter().all(|b| b.verify()))).collect();
+        let intact = mine.iter().all(|b| b.verify());
+        others.into_iter().fold(intact, |all, t| t.join().expect("hashing does not panic") && all)
+    });
+    if intact { Ok(()) } else { Err(Error::AlteredKv) }
 }
 
 /// Blocks that were brought from a device, in the order of those that stood there.

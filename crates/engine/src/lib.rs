@@ -6,7 +6,8 @@
 //!
 //! This crate knows no Wasm, no HTTP and no terminal. Layout: `gguf.rs`, `safetensors.rs`, `folder.rs`, `tokenizer/` and `template.rs`
 //! read files, which `source.rs` shows to `models/`, one decoder a file, written in the operations of `pass.rs`. `batch.rs` runs those
-//! on the CPU, `gpu/` on a graphics processor. `session.rs`, `kv.rs` and `sampler.rs` are a timeline's state.
+//! on the CPU, `gpu/` on a graphics processor. `session.rs`, `kv.rs` and `sampler.rs` are a timeline's state, of which
+//! `saved.rs` and `packed.rs` know what is saved and how.
 
 #![recursion_limit = "256"] // whether a graphics device is `Send` takes the compiler that deep
 #![forbid(unsafe_code)]
@@ -21,10 +22,12 @@ mod kv;
 pub mod limits;
 mod model;
 mod models;
+mod packed;
 mod pass;
 mod rope;
 pub mod safetensors;
 mod sampler;
+mod saved;
 mod session;
 mod source;
 pub mod template;
@@ -35,5 +38,7 @@ pub use config::Config;
 pub use driftwood_compute::gpu::Timed;
 pub use error::Error;
 pub use model::{Device, Model, Residence};
+pub use packed::UnsavedRows;
 pub use sampler::{SampleError, Sampler, SamplerParams, argmax, top_logits};
-pub use session::{BlockAtRest, RestoredBlock, RestoredSession, Session, SessionAtRest, SessionOptions, SharedBlock};
+pub use saved::{Piece, SavedKv};
+pub use session::{BlockAtRest, RestoredBlock, RestoredPiece, RestoredSession, Session, SessionAtRest, SessionOptions, SharedBlock};

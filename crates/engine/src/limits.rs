@@ -77,3 +77,8 @@ pub const TEMPLATE_DEPTH_MAX: usize = 128;
 pub const TEMPLATE_OUTPUT_BYTES_MAX: usize = 16 << 20;
 /// Nesting of a value that a chat template prints as JSON.
 pub const TEMPLATE_JSON_DEPTH_MAX: usize = 64;
+
+/// Pieces that a full block may be saved in; one with more is saved once more, as one piece.
+pub const KV_FULL_BLOCK_PIECES_MAX: usize = 8;
+/// Pieces that a block remembers, for all sessions that share it: those of a session are at most its 64 rows.
+pub const KV_PIECES_NOTED_MAX: usize = 128;

@@ -5,6 +5,8 @@
 
 use crate::kv::{Block, Fetched, Kv};
 use crate::limits::CONTEXT_TOKENS_MAX;
+use crate::packed::{Packed, UnsavedRows};
+use crate::saved::SavedKv;
 use crate::{Error, Model, Sampler, SamplerParams};
 use driftwood_compute::{KV_BLOCK_TOKENS, KvDType, KvLayout};
 use driftwood_region::View;
@@ -192,28 +194,38 @@ impl Session {
         Ok(SessionAtRest { blocks, full: self.evaluated / KV_BLOCK_TOKENS, fetched })
     }
 
-    /// Puts a session together from a snapshot. Mapped blocks are verified before the first step that reads them.
+    /// Hands all evaluated rows that no piece holds to `save`, in order and in groups (from a device's memory a group is what fits a staging
+    /// window); `save` answers the hash of each. `is_kept` says whether a piece that was noted before is still there: one that is not is forgotten, and its rows
+    /// are saved again. A full block of many pieces is saved once more, as one.
+    ///
+    /// Nothing is noted until [`SavedKv::note`]: call it when what was saved is durable.
     ///
     /// # Errors
-    /// If the parts contradict each other or the model.
+    /// What `save` answers; if the KV cannot be read from a device; [`Error::AlteredKv`] if a mapped block whose rows are to be saved was altered.
+    ///
+    /// # Panics
+    /// If `save` answers another number of hashes than it was given rows.
+    pub fn save_kv<E: From<Error>>(
+        &self,
+        is_kept: impl Fn(&[u8; 32]) -> bool,
+        save: impl FnMut(&[UnsavedRows<'_>]) -> Result<Vec<[u8; 32]>, E>,
+    ) -> Result<SavedKv, E> {
+        self.kv.save(self.evaluated, is_kept, save, self.model.cpu().threads())
+    }
+
+    /// Puts a session together from a snapshot. Mapped blocks are verified before the first step that reads them, pieces now; they count
+    /// as saved.
+    ///
+    /// # Errors
+    /// [`Error::InconsistentKv`] if the parts contradict each other or the model, [`Error::AlteredKv`] if a piece does not match its hash.
     pub fn restore(model: &Arc<Model>, parts: RestoredSession<'_>) -> Result<Session, Error> {
         let mut session = Session::open(model, parts.options)?;
-        session.sampler = parts.sampler;
         session.append(parts.tokens)?;
-        let layout = session.kv.layout();
-        let consistent = parts.evaluated <= parts.tokens.len()
-            && parts.blocks.len() == parts.evaluated / KV_BLOCK_TOKENS
-            && parts.blocks.iter().all(|b| b.len_bytes() >= layout.block_bytes())
-            && parts.tail.len() == (parts.evaluated % KV_BLOCK_TOKENS) * layout.token_bytes();
-        if !consistent {
+        if !parts.are_consistent(&session.kv) {
             return Err(Error::InconsistentKv);
         }
-        for block in parts.blocks {
-            match block {
-                RestoredBlock::Mapped { view, hash } => session.kv.push_mapped(view, hash),
-                RestoredBlock::Shared(shared) => session.kv.push_shared(shared.0),
-            }
-        }
+        session.sampler = parts.sampler;
+        session.kv.push_restored(parts.blocks, model.cpu().threads())?;
         if !parts.tail.is_empty() {
             session.kv.push_tail(parts.tail, parts.evaluated % KV_BLOCK_TOKENS)?;
         }
@@ -250,22 +262,22 @@ impl SessionAtRest<'_> {
         let mut fetched = 0;
         self.blocks[..self.full].iter().map(move |block| {
             let at_rest = self.block(block, fetched);
-            fetched += usize::from(matches!(**block, Block::Owned(_)));
+            fetched += usize::from(block.slot().is_some());
             at_rest
         })
     }
 
     /// The block after them, if some of its tokens are evaluated; its other rows hold anything.
     pub fn tail(&self) -> Option<BlockAtRest<'_>> {
-        let fetched = self.blocks[..self.full].iter().filter(|block| matches!(***block, Block::Owned(_))).count();
+        let fetched = self.blocks[..self.full].iter().filter(|block| block.slot().is_some()).count();
         self.blocks.get(self.full).map(|block| self.block(block, fetched))
     }
 
     /// A block, of which `fetched` others that stand on the device come before.
     fn block<'b>(&'b self, block: &'b Arc<Block>, fetched: usize) -> BlockAtRest<'b> {
-        let bytes = match (&**block, &self.fetched) {
-            (Block::Owned(_), Some(from)) => from.block(fetched),
-            (block, _) => block.bytes(),
+        let bytes = match (block.slot(), &self.fetched) {
+            (Some(_), Some(from)) => from.block(fetched),
+            _ => block.bytes(),
         };
         BlockAtRest { block, bytes }
     }
@@ -291,18 +303,15 @@ impl<'a> BlockAtRest<'a> {
 
     /// The block's blake3 hash, if it is known without reading the block.
     pub fn known_hash(&self) -> Option<[u8; 32]> {
-        match &**self.block {
-            Block::Mapped { hash, .. } => Some(*hash),
-            Block::Owned(_) => None,
-        }
+        self.block.known_hash()
     }
 }
 
 /// A block held together with another session.
 #[derive(Clone, Debug)]
-pub struct SharedBlock(Arc<Block>);
+pub struct SharedBlock(pub(crate) Arc<Block>);
 
-/// A full block of a session that is being restored.
+/// A block of a session that is being restored: full, or in pieces that cover the evaluated rows of the last one.
 #[derive(Clone, Debug)]
 pub enum RestoredBlock {
     /// In a mapped file that the state folder owns.
@@ -314,14 +323,25 @@ pub enum RestoredBlock {
     },
     /// Held by a session that was restored before.
     Shared(SharedBlock),
+    /// Pieces in order, copied and verified now.
+    Pieces(Vec<RestoredPiece>),
 }
 
-impl RestoredBlock {
-    fn len_bytes(&self) -> usize {
-        match self {
-            RestoredBlock::Mapped { view, .. } => view.bytes().len(),
-            RestoredBlock::Shared(block) => block.0.bytes().len(),
-        }
+/// A piece of a block that is being restored.
+#[derive(Clone, Debug)]
+pub struct RestoredPiece {
+    /// Exactly its bytes.
+    pub view: View,
+    /// How many tokens' rows they are: 1 to 64.
+    pub tokens: usize,
+    /// What they must hash to.
+    pub hash: [u8; 32],
+}
+
+impl RestoredPiece {
+    /// Its rows on their way into a block.
+    pub(crate) fn packed(&self) -> Packed<'_> {
+        Packed { tokens: self.tokens, bytes: self.view.bytes(), hash: Some(self.hash) }
     }
 }
 
@@ -334,15 +354,28 @@ pub struct RestoredSession<'a> {
     pub tokens: &'a [u32],
     /// How many of them are in the KV.
     pub evaluated: usize,
-    /// Its full blocks.
+    /// Its full blocks, and the last, partly filled one if that is in pieces.
     pub blocks: Vec<RestoredBlock>,
     /// The evaluated rows of its last, partly filled block, packed as (layer, key or value, head, token, row) and verified by the
-    /// caller; empty if there is none.
+    /// caller; empty if there is none or if it is in pieces.
     pub tail: &'a [u8],
     /// Its sampler.
     pub sampler: Sampler,
     /// The id of the numerics that its KV was computed with.
     pub numerics: &'a str,
+}
+
+impl RestoredSession<'_> {
+    /// Whether the counts and lengths fit each other and the layout.
+    fn are_consistent(&self, kv: &Kv) -> bool {
+        let (full, rest) = (self.evaluated / KV_BLOCK_TOKENS, self.evaluated % KV_BLOCK_TOKENS);
+        let in_pieces = rest > 0 && self.blocks.len() == full + 1;
+        let tail_rows = if in_pieces { 0 } else { rest };
+        self.evaluated <= self.tokens.len()
+            && self.blocks.len() == full + usize::from(in_pieces)
+            && self.blocks.iter().enumerate().all(|(index, block)| kv.takes(block, if index < full { KV_BLOCK_TOKENS } else { rest }))
+            && self.tail.len() == tail_rows * kv.layout().token_bytes()
+    }
 }
 
 /// Changes of numerics that an id spells out; of a longer history only the last are kept.

@@ -20,7 +20,7 @@ mod tile_record;
 mod weights;
 
 pub(crate) use passes::GpuPasses;
-pub(crate) use resident::{Incoming, ResidentKv};
+pub(crate) use resident::ResidentKv;
 pub(crate) use tile_passes::TilePasses;
 pub(crate) use tile_record::{Upload, tile_attention};
 pub(crate) use weights::GpuWeights;

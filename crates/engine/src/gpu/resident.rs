@@ -4,13 +4,16 @@
 //! them goes through the device's queue, in its order, so that a slot may change hands while work that read it is still running.
 
 use crate::Error;
+use crate::packed::{Packed, fill};
 use driftwood_compute::KvLayout;
-use driftwood_compute::gpu::{Buffer, Gpu, Window};
+use driftwood_compute::gpu::{Buffer, CommandEncoder, Gpu, SubmissionIndex, Window};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of shared memory through which blocks are sent.
 const STAGING_BYTES: usize = 64 << 20;
+/// Shared memory through which blocks come, in each of two windows: one is read while the device fills the other.
+const COMING_BYTES: usize = 64 << 20;
 /// Shared memory for blocks on their way out that is kept at most.
 const WINDOW_KEPT_BYTES_MAX: usize = 256 << 20;
 /// Slots that are made at first.
@@ -35,6 +38,8 @@ struct State {
     staging: Option<Staging>,
     /// Shared memory that blocks were last read into.
     window: Option<Window>,
+    /// Windows of [`ResidentKv::stream`] that are not in use.
+    coming: Vec<Window>,
     /// All layers of a slot on their way to another.
     spare: Option<Buffer>,
 }
@@ -161,17 +166,17 @@ impl ResidentKv {
         Ok(self.gpu.submit(encoder)?)
     }
 
-    /// Writes whole blocks, laid out as [`KvLayout`] says, into slots: as many as fit at a time through shared memory, filled and verified
-    /// by `threads`.
+    /// Writes blocks into slots, each put together from its runs of rows: as many as fit at a time through shared memory, filled and
+    /// verified by `threads`.
     ///
     /// # Errors
-    /// [`Error::AlteredKv`] if a block has not the hash that is given with it; the slots hold anything then.
-    pub(crate) fn upload(&self, blocks: &[Incoming<'_>], threads: usize) -> Result<(), Error> {
-        let Some(last) = blocks.iter().map(|block| block.slot).max() else { return Ok(()) };
+    /// [`Error::AlteredKv`] if rows have not the hash that is given with them; the slots hold anything then.
+    pub(crate) fn upload(&self, slots: &[usize], blocks: &[Vec<Packed<'_>>], threads: usize) -> Result<(), Error> {
+        let Some(last) = slots.iter().max() else { return Ok(()) };
         let mut state = self.state();
         self.reserve(&mut state, last + 1)?;
         self.make_changes(&mut state)?;
-        blocks.iter().for_each(|block| state.note(block.slot));
+        slots.iter().for_each(|slot| state.note(*slot));
         let block_bytes = self.layout.block_bytes();
         if state.staging.is_none() {
             let bytes = (STAGING_BYTES / 2).max(block_bytes);
@@ -180,15 +185,15 @@ impl ResidentKv {
         let State { layers, staging: Some(Staging { halves }), .. } = &mut *state else { unreachable!("it was just made") };
         let mut sent = [None, None];
         let (at_once, mut intact) = (halves[0].bytes().len() / block_bytes, true);
-        for (index, group) in blocks.chunks(at_once).enumerate() {
+        for (index, (slots, group)) in slots.chunks(at_once).zip(blocks.chunks(at_once)).enumerate() {
             let half = &mut halves[index % 2];
             if let Some(before) = sent[index % 2].take() {
                 self.gpu.wait_for(before)?;
             }
-            intact &= fill(half.bytes_mut(), block_bytes, group, threads);
+            intact &= fill(self.layout, half.bytes_mut().chunks_mut(block_bytes).take(group.len()).collect(), group, threads);
             let mut encoder = self.gpu.encoder();
-            for (at, block) in group.iter().enumerate() {
-                self.each_layer(block.slot, |layer, in_block, in_layer, bytes| {
+            for (at, slot) in slots.iter().enumerate() {
+                self.each_layer(*slot, |layer, in_block, in_layer, bytes| {
                     let from = (at * block_bytes) as u64 + in_block;
                     encoder.copy_buffer_to_buffer(half.buffer(), from, &layers[layer], in_layer, bytes);
                 });
@@ -203,23 +208,60 @@ impl ResidentKv {
     pub(crate) fn download(&self, slots: &[usize]) -> Result<Window, Error> {
         let mut state = self.state();
         self.make_changes(&mut state)?;
-        let block_bytes = self.layout.block_bytes();
-        let bytes = (slots.len() * block_bytes).max(1);
+        let bytes = (slots.len() * self.layout.block_bytes()).max(1);
         let window = match state.window.take().filter(|window| window.bytes().len() >= bytes) {
             Some(window) => window,
             None => self.gpu.window(bytes)?,
         };
+        self.gpu.submit(self.reading(&state.layers, slots, &window))?;
+        self.gpu.wait()?;
+        Ok(window)
+    }
+
+    /// The commands that read slots into a window.
+    fn reading(&self, layers: &[Buffer], slots: &[usize], window: &Window) -> CommandEncoder {
         let mut encoder = self.gpu.encoder();
         for (at, slot) in slots.iter().enumerate() {
             self.each_layer(*slot, |layer, in_block, in_layer, bytes| {
-                let to = (at * block_bytes) as u64 + in_block;
-                encoder.copy_buffer_to_buffer(&state.layers[layer], in_layer, window.buffer(), to, bytes);
+                let to = (at * self.layout.block_bytes()) as u64 + in_block;
+                encoder.copy_buffer_to_buffer(&layers[layer], in_layer, window.buffer(), to, bytes);
             });
         }
         driftwood_compute::gpu::show_host(&mut encoder, [window.buffer()]);
-        self.gpu.submit(encoder)?;
-        self.gpu.wait()?;
-        Ok(window)
+        encoder
+    }
+
+    /// How many blocks [`ResidentKv::stream`] reads at a time.
+    pub(crate) fn blocks_at_once(&self) -> usize {
+        (COMING_BYTES / self.layout.block_bytes()).max(1)
+    }
+
+    /// Reads groups of slots, of at most [`ResidentKv::blocks_at_once`], and hands each to `f` with its number, one block behind the other as
+    /// [`KvLayout`] lays them out. While `f` works on one the device reads the next; nobody may write the slots meanwhile.
+    pub(crate) fn stream<E: From<Error>>(&self, groups: &[Vec<usize>], mut f: impl FnMut(usize, &[u8]) -> Result<(), E>) -> Result<(), E> {
+        let mut coming = groups.first().map(|slots| self.send_for(slots)).transpose()?;
+        for index in 0..groups.len() {
+            let next = groups.get(index + 1).map(|slots| self.send_for(slots)).transpose()?;
+            let (window, number) = std::mem::replace(&mut coming, next).expect("it was sent for");
+            self.gpu.wait_for(number).map_err(Error::from)?;
+            f(index, window.bytes())?;
+            let mut state = self.state();
+            state.coming.push(window);
+            state.coming.truncate(2);
+        }
+        Ok(())
+    }
+
+    /// Has the device read slots into a window that is not in use.
+    fn send_for(&self, slots: &[usize]) -> Result<(Window, SubmissionIndex), Error> {
+        let mut state = self.state();
+        self.make_changes(&mut state)?;
+        let window = match state.coming.pop() {
+            Some(window) => window,
+            None => self.gpu.window(self.blocks_at_once() * self.layout.block_bytes())?,
+        };
+        let number = self.gpu.submit_numbered(self.reading(&state.layers, slots, &window))?;
+        Ok((window, number))
     }
 
     /// Keeps the memory of a download for the next, unless it is long: sharing it costs more than copying into it.
@@ -242,31 +284,4 @@ impl ResidentKv {
         let bytes = self.slot_bytes();
         (0..self.layout.layers).for_each(|layer| f(layer, (layer * bytes) as u64, (slot * bytes) as u64, bytes as u64));
     }
-}
-
-/// A block on its way in.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Incoming<'a> {
-    pub(crate) slot: usize,
-    pub(crate) bytes: &'a [u8],
-    /// What the bytes must hash to, unless they have been checked.
-    pub(crate) hash: Option<[u8; 32]>,
-}
-
-/// Copies blocks side by side, on several threads, and hashes them while they are in the cache; false if one was altered.
-fn fill(to: &mut [u8], block_bytes: usize, blocks: &[Incoming<'_>], threads: usize) -> bool {
-    let share = blocks.len().div_ceil(threads.max(1)).max(1);
-    std::thread::scope(|scope| {
-        let shares = to.chunks_mut(share * block_bytes).zip(blocks.chunks(share));
-        let running: Vec<_> = shares.map(|(to, blocks)| scope.spawn(move || fill_share(to, block_bytes, blocks))).collect();
-        let intact: Vec<bool> = running.into_iter().map(|share| share.join().expect("copying does not panic")).collect();
-        !intact.contains(&false)
-    })
-}
-
-fn fill_share(to: &mut [u8], block_bytes: usize, blocks: &[Incoming<'_>]) -> bool {
-    to.chunks_mut(block_bytes).zip(blocks).fold(true, |intact, (to, block)| {
-        to.copy_from_slice(&block.bytes[..block_bytes]);
-        intact && block.hash.is_none_or(|hash| *blake3::hash(to).as_bytes() == hash)
-    })
 }
