@@ -185,6 +185,9 @@ pub enum Error {
     /// A snapshot file could not be written or read.
     #[error(transparent)]
     Snapshot(#[from] driftwood_snapshot::Error),
+    /// State at rest could not be written or read.
+    #[error(transparent)]
+    Store(#[from] driftwood_store::Error),
     /// The system refused something on a file or folder.
     #[error("cannot {operation} {}: {source}", path.display())]
     System {
@@ -243,6 +246,7 @@ impl Error {
             Error::OtherVocabulary { .. } => "other_vocabulary",
             Error::Unthawable { .. } => "unthawable",
             Error::Snapshot(_) => "snapshot",
+            Error::Store(_) => "store",
             Error::System { .. } => "system",
             Error::Host { .. } => "host",
             Error::Bug { .. } => "bug",

@@ -7,7 +7,7 @@
 //!
 //! Where things are, from the outside in:
 //!
-//! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing.
+//! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing, `keep.rs` and `source.rs` the same in a state folder.
 //! - `delivery.rs` is the step loop, `actor.rs` the transaction, `parked.rs` where a waiting guest and a step meet.
 //! - `calls/` are the host functions, `abi.rs` their types, `memory.rs` the border at which a guest's numbers are checked, `desk.rs` and
 //!   `sessions.rs` what they work on, `products.rs` where a guest's matrix products are computed, `kernels.rs` the kernels that it brought.
@@ -29,6 +29,7 @@ mod error;
 mod host;
 mod instance;
 mod instrument;
+mod keep;
 mod kernels;
 pub mod limits;
 #[allow(unsafe_code)] // the two traits by which Wasmtime takes memory from us
@@ -43,6 +44,7 @@ mod random;
 mod rest;
 mod runtime;
 mod sessions;
+mod source;
 mod state;
 
 pub use admit::{Refusal, admit};
@@ -50,9 +52,11 @@ pub use desk::Interrupt;
 pub use driftwood_snapshot::{ActorId, Existing, Hash, Identity};
 pub use error::Error;
 pub use host::{ActorInfo, FoundInMemory, Host, HostOptions, SessionInfo, SpawnSpec};
+pub use keep::{head_session, save_kv};
 pub use limits::Limits;
 pub use message::{Event, LogLevel, Message, Outcome, Timings};
 pub use models::ModelResolver;
 pub use products::{ComputeReport, GpuPath, SharedAddresses};
-pub use rest::{Exactness, FreezeReport, IdentityRule, ThawOptions, ThawReport};
-pub use state::{ActorFolder, Listed, StateFolder, valid_name};
+pub use rest::{Exactness, FreezeReport, IdentityRule, ThawOptions, ThawReport, pool_info};
+pub use source::restore_session;
+pub use state::{ActorFolder, InState, Listed, StateFolder, valid_name};

@@ -4,20 +4,18 @@
 //! the sessions that the file gives it to.
 
 use crate::actor::{Actor, Body, check_settings};
-use crate::desk::lock;
+use crate::desk::{Desk, lock};
 use crate::host::{Host, no_such};
-use crate::instance::{IMAGE_PAGE_BYTES, Image};
 use crate::limits::Limits;
+use crate::models::Models;
 use crate::random::Random;
-use crate::runtime::Compiled;
 use crate::sessions::Sessions;
+use crate::source::{BlockKey, Source};
 use crate::{Error, abi};
 use driftwood_compute::{KV_BLOCK_TOKENS, KvDType};
-use driftwood_engine::{
-    BlockAtRest, Logits, Model, RestoredBlock, RestoredSession, Sampler, Session, SessionAtRest, SessionOptions, SharedBlock, Work,
-};
-use driftwood_region::{DType, Shape, View};
+use driftwood_engine::{BlockAtRest, Logits, Model, RestoredSession, Sampler, Session, SessionAtRest, SessionOptions, SharedBlock, Work};
 use driftwood_snapshot::{self as snapshot, Existing, Global, GuestState, Hash, Identity, Manifest, PoolInfo, Snapshot};
+use driftwood_store::{Chunks, Head};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -123,23 +121,19 @@ impl Host {
         let (memory, globals) = actor.memory_and_globals(&runtime)?;
         let desk = lock(&desk);
         let mut pools = Pools::default();
+        let mut blocks = Blocks::default();
         let at_rest: Vec<_> = desk.sessions.iter().map(|(_, session)| session.at_rest()).collect::<Result<_, _>>()?;
         let each = desk.sessions.iter().zip(&at_rest);
-        let sessions: Vec<_> = each.map(|((handle, session), at_rest)| pools.session(handle, session, at_rest)).collect();
-        let state = GuestState {
-            abi: abi::VERSION as u32,
-            globals,
-            settings: desk.settings.clone(),
-            random_state: desk.random.to_text(),
-            messages_handled: desk.messages_handled,
-        };
-        let vocabularies: BTreeMap<&str, Hash> = pools.models.iter().map(|m| (m.name(), models.vocabulary(m))).collect();
-        let notes = BTreeMap::from([(VOCABULARIES.to_owned(), serde_json::json!(vocabularies))]);
+        let sessions: Vec<_> =
+            each.map(|((handle, session), at_rest)| blocks.session(handle, session, pools.of(session), at_rest)).collect();
+        let notes = pools.notes(&models);
+        let of_pool = |(info, blocks)| snapshot::PoolContents { info, blocks };
+        blocks.of_pools.resize_with(pools.infos.len(), Vec::new);
         let contents = snapshot::Contents {
             writer: concat!("driftwood ", env!("CARGO_PKG_VERSION")),
             identity: &identity,
-            guest: Some(snapshot::GuestContents { state, module: &compiled.module, memory: &memory }),
-            pools: pools.contents,
+            guest: Some(snapshot::GuestContents { state: guest_state(&desk, globals), module: &compiled.module, memory: &memory }),
+            pools: pools.infos.into_iter().zip(blocks.of_pools).map(of_pool).collect(),
             sessions,
             notes,
         };
@@ -163,23 +157,36 @@ impl Host {
         self.check_free(name)?;
         let file = Snapshot::open(path)?;
         file.verify_small()?;
-        let guest = file.manifest().guest.as_ref().ok_or_else(|| unthawable("it has no guest"))?;
+        self.wake_from(&Source::File(&file), name, options)
+    }
+
+    /// As [`Host::thaw`], of a head in a state folder.
+    ///
+    /// # Errors
+    /// As [`Host::thaw`], or if a chunk that the head names is missing or altered.
+    pub fn thaw_head(&mut self, path: &Path, chunks: &Chunks, name: &str, options: ThawOptions) -> Result<ThawReport, Error> {
+        self.check_free(name)?;
+        self.wake_from(&Source::head(&Head::read(path)?, chunks), name, options)
+    }
+
+    fn wake_from(&mut self, source: &Source<'_>, name: &str, options: ThawOptions) -> Result<ThawReport, Error> {
+        let guest = source.manifest().guest.as_ref().ok_or_else(|| unthawable("it has no guest"))?;
         if guest.state.abi != abi::VERSION as u32 {
             return Err(Error::ContractVersion { found: guest.state.abi as i32, supported: abi::VERSION });
         }
-        let module: Arc<[u8]> = file.module().ok_or_else(|| unthawable("it has no module"))?.bytes().into();
-        let compiled = self.runtime().compile(&module)?;
-        let image = read_image(&file, guest, &compiled, &options.limits)?;
+        let compiled = self.runtime().compile(&source.module()?)?;
+        let image = source.image(guest, &compiled, &options.limits)?;
         let random = Random::from_text(&guest.state.random_state).ok_or_else(|| unthawable("its random state is of no known kind"))?;
         let mut settings = guest.state.settings.clone();
         settings.extend(options.settings.clone());
         settings.extend(options.model.iter().map(|model| ("model".to_owned(), model.clone())));
         check_settings(&settings, &options.limits)?;
-        let mut thawing = Thawing::new(&file, &options, guest.state.settings.get("model"), settings.get("model"));
+        let mut thawing = Thawing::new(source, &options, guest.state.settings.get("model"), settings.get("model"));
         thawing.sessions(self)?;
+        let stored = &source.manifest().identity;
         let identity = match options.identity {
-            IdentityRule::Mint => Identity::mint(name, Some(file.manifest().identity.id))?,
-            IdentityRule::Keep => Identity { name: name.to_owned(), ..file.manifest().identity.clone() },
+            IdentityRule::Mint => Identity::mint(name, Some(stored.id))?,
+            IdentityRule::Keep => Identity { name: name.to_owned(), ..stored.clone() },
         };
         let report = thawing.report(identity.clone());
         let desk = self.desk(options.models.clone(), settings, random, thawing.open, guest.state.messages_handled);
@@ -189,13 +196,13 @@ impl Host {
     }
 }
 
-fn unthawable(why: impl Into<String>) -> Error {
+pub(crate) fn unthawable(why: impl Into<String>) -> Error {
     Error::Unthawable { why: why.into() }
 }
 
 impl Actor {
     /// The whole linear memory, without a copy if the guest is awake, and the mutable globals.
-    fn memory_and_globals(&mut self, runtime: &crate::runtime::Runtime) -> Result<(Cow<'_, [u8]>, Vec<Global>), Error> {
+    pub(crate) fn memory_and_globals(&mut self, runtime: &crate::runtime::Runtime) -> Result<(Cow<'_, [u8]>, Vec<Global>), Error> {
         if let Body::Unborn(None) = self.body {
             self.be_born(runtime)?;
         }
@@ -212,63 +219,88 @@ impl Actor {
     }
 }
 
-/// Gathers KV for a snapshot: each model and dtype is a pool, each block stands in it once.
-#[derive(Default)]
-struct Pools<'a> {
-    contents: Vec<snapshot::PoolContents<'a>>,
-    models: Vec<Arc<Model>>,
-    known: HashMap<(usize, usize), u32>, // (pool, block's identity) -> index in the pool
+/// The state of a guest beside its memory.
+pub(crate) fn guest_state(desk: &Desk, globals: Vec<Global>) -> GuestState {
+    GuestState {
+        abi: abi::VERSION as u32,
+        globals,
+        settings: desk.settings.clone(),
+        random_state: desk.random.to_text(),
+        messages_handled: desk.messages_handled,
+    }
 }
 
-impl<'a> Pools<'a> {
-    fn session(&mut self, handle: u32, session: &'a Session, at_rest: &'a SessionAtRest<'_>) -> snapshot::SessionContents<'a> {
-        let pool = self.pool(session);
+/// The pools of an actor's sessions: one for each model, dtype and numerics.
+#[derive(Default)]
+pub(crate) struct Pools {
+    pub infos: Vec<PoolInfo>,
+    models: Vec<Arc<Model>>,
+}
+
+impl Pools {
+    /// The index of a session's pool.
+    pub(crate) fn of(&mut self, session: &Session) -> u32 {
+        let info = pool_info(session);
+        let same = |(known, model): (&PoolInfo, &Arc<Model>)| Arc::ptr_eq(model, session.model()) && *known == info;
+        let at = self.infos.iter().zip(&self.models).position(same).unwrap_or_else(|| {
+            self.infos.push(info.clone());
+            self.models.push(session.model().clone());
+            self.infos.len() - 1
+        });
+        at as u32
+    }
+
+    /// What a manifest notes of the models.
+    pub(crate) fn notes(&self, models: &Models) -> BTreeMap<String, serde_json::Value> {
+        let vocabularies: BTreeMap<&str, Hash> = self.models.iter().map(|m| (m.name(), models.vocabulary(m))).collect();
+        BTreeMap::from([(VOCABULARIES.to_owned(), serde_json::json!(vocabularies))])
+    }
+}
+
+/// Whose a session's KV is, and how it is laid out.
+pub fn pool_info(session: &Session) -> PoolInfo {
+    let (model, layout) = (session.model(), session.kv_layout());
+    PoolInfo {
+        model: model.name().to_owned(),
+        fingerprint: Hash(model.fingerprint()),
+        numerics: session.numerics_id(),
+        architecture: model.config().architecture.to_owned(),
+        layers: layout.layers as u32,
+        kv_heads: layout.kv_heads as u32,
+        head_dim: layout.head_dim as u32,
+        dtype: stored_dtype(layout.dtype),
+        block_tokens: KV_BLOCK_TOKENS as u32,
+        block_bytes: layout.block_bytes() as u64,
+    }
+}
+
+/// Gathers KV for a portable file: each block stands in its pool once.
+#[derive(Default)]
+struct Blocks<'a> {
+    of_pools: Vec<Vec<snapshot::Block<'a>>>,
+    known: HashMap<(u32, usize), u32>, // (pool, block's identity) -> index in the pool
+}
+
+impl<'a> Blocks<'a> {
+    fn session(&mut self, handle: u32, session: &'a Session, pool: u32, at_rest: &'a SessionAtRest<'_>) -> snapshot::SessionContents<'a> {
+        let (context_max, sampler) = (session.context_max() as u32, session.sampler().to_json());
+        let block_bytes = session.kv_layout().block_bytes();
+        self.of_pools.resize_with(self.of_pools.len().max(pool as usize + 1), Vec::new);
         snapshot::SessionContents {
-            state: snapshot::SessionState {
-                handle,
-                pool: pool as u32,
-                context_max: session.context_max() as u32,
-                sampler: session.sampler().to_json(),
-            },
+            state: snapshot::SessionState { handle, pool, context_max, sampler },
             tokens: session.tokens(),
             evaluated: session.evaluated() as u32,
-            blocks: at_rest.blocks().map(|block| self.block(pool, &block)).collect(),
+            blocks: at_rest.blocks().map(|block| self.block(pool, &block, block_bytes)).collect(),
             tail: at_rest.tail().map(|block| block.bytes()),
         }
     }
 
-    fn pool(&mut self, session: &Session) -> usize {
-        let (model, layout, numerics) = (session.model(), session.kv_layout(), session.numerics_id());
-        let dtype = stored_dtype(layout.dtype);
-        let alike = |info: &PoolInfo| info.dtype == dtype && info.numerics == numerics;
-        let same = |(c, m): (&snapshot::PoolContents<'_>, &Arc<Model>)| Arc::ptr_eq(m, model) && alike(&c.info);
-        if let Some(pool) = self.contents.iter().zip(&self.models).position(same) {
-            return pool;
-        }
-        let info = PoolInfo {
-            model: model.name().to_owned(),
-            fingerprint: Hash(model.fingerprint()),
-            numerics,
-            architecture: model.config().architecture.to_owned(),
-            layers: layout.layers as u32,
-            kv_heads: layout.kv_heads as u32,
-            head_dim: layout.head_dim as u32,
-            dtype,
-            block_tokens: KV_BLOCK_TOKENS as u32,
-            block_bytes: layout.block_bytes() as u64,
-        };
-        self.contents.push(snapshot::PoolContents { info, blocks: Vec::new() });
-        self.models.push(model.clone());
-        self.contents.len() - 1
-    }
-
-    fn block(&mut self, pool: usize, block: &BlockAtRest<'a>) -> u32 {
-        let snapshot::PoolContents { info, blocks } = &mut self.contents[pool];
+    fn block(&mut self, pool: u32, block: &BlockAtRest<'a>, block_bytes: usize) -> u32 {
+        let blocks = &mut self.of_pools[pool as usize];
         let next = blocks.len() as u32;
         let index = *self.known.entry((pool, block.identity())).or_insert(next);
         if index == next {
-            let bytes = &block.bytes()[..info.block_bytes as usize];
-            blocks.push(snapshot::Block { bytes, hash: block.known_hash().map(Hash) });
+            blocks.push(snapshot::Block { bytes: &block.bytes()[..block_bytes], hash: block.known_hash().map(Hash) });
         }
         index
     }
@@ -290,53 +322,24 @@ fn live_dtype(dtype: snapshot::KvDType) -> KvDType {
     }
 }
 
-/// Memory and globals of a file, checked against the module and the limits.
-fn read_image(file: &Snapshot, guest: &snapshot::Guest, compiled: &Compiled, limits: &Limits) -> Result<Image, Error> {
-    let memory_bytes = usize::try_from(guest.memory.bytes).unwrap_or(usize::MAX);
-    if memory_bytes > limits.memory_bytes {
-        return Err(Error::LimitMemory { asked_bytes: memory_bytes, limit_bytes: limits.memory_bytes });
-    }
-    if memory_bytes < compiled.admitted.memory_bytes || !memory_bytes.is_multiple_of(1 << 16) {
-        return Err(unthawable("its memory has no size that its module can have"));
-    }
-    if guest.memory.stored_page_bytes as usize != IMAGE_PAGE_BYTES {
-        return Err(unthawable("its memory has pages of another size than 4096 bytes"));
-    }
-    let slots = &compiled.admitted.globals;
-    let same = |(slot, global): (&crate::admit::GlobalSlot, &Global)| (slot.index, slot.kind) == (global.index, global.kind);
-    if slots.len() != guest.state.globals.len() || !slots.iter().zip(&guest.state.globals).all(same) {
-        return Err(unthawable("its globals are not those of its module"));
-    }
-    let globals = guest.state.globals.iter().map(|g| g.bits).collect();
-    let mut image = Image { memory_bytes, pages: Vec::new(), bytes: Vec::new(), globals };
-    for (page, bytes) in file.pages() {
-        if (page as usize + 1) * IMAGE_PAGE_BYTES > memory_bytes || bytes.len() != IMAGE_PAGE_BYTES {
-            return Err(unthawable("a page lies outside its memory"));
-        }
-        image.pages.push(page);
-        image.bytes.extend_from_slice(bytes);
-    }
-    Ok(image)
-}
-
-/// Sessions of a file on their way back.
+/// Sessions on their way back.
 struct Thawing<'a> {
-    file: &'a Snapshot,
+    source: &'a Source<'a>,
     options: &'a ThawOptions,
     /// The file's setting `model`, and what takes its place.
     stored_model: Option<&'a String>,
     own_model: Option<String>,
     open: Sessions,
-    shared: HashMap<(u32, u32), SharedBlock>, // (pool, block)
+    shared: HashMap<BlockKey, SharedBlock>,
     restored_tokens: usize,
     recomputed_tokens: usize,
     exactness: Exactness,
 }
 
 impl<'a> Thawing<'a> {
-    fn new(file: &'a Snapshot, options: &'a ThawOptions, stored_model: Option<&'a String>, own_model: Option<&String>) -> Thawing<'a> {
+    fn new(source: &'a Source<'a>, options: &'a ThawOptions, stored_model: Option<&'a String>, own_model: Option<&String>) -> Thawing<'a> {
         Thawing {
-            file,
+            source,
             options,
             stored_model,
             own_model: own_model.cloned(),
@@ -349,7 +352,7 @@ impl<'a> Thawing<'a> {
     }
 
     fn sessions(&mut self, host: &mut Host) -> Result<(), Error> {
-        let manifest: &Manifest = self.file.manifest();
+        let manifest: &Manifest = self.source.manifest();
         let limit = self.options.limits.sessions;
         if manifest.sessions.len() > limit {
             return Err(Error::LimitSessions { limit });
@@ -381,7 +384,7 @@ impl<'a> Thawing<'a> {
     }
 
     fn restore(&mut self, model: &Arc<Model>, index: usize, sampler: Sampler) -> Result<Session, Error> {
-        let manifest = self.file.manifest();
+        let manifest = self.source.manifest();
         let stored = &manifest.sessions[index];
         let pool = &manifest.pools[stored.state.pool as usize];
         let options = SessionOptions { kv: live_dtype(pool.info.dtype), context_max: stored.state.context_max as usize };
@@ -392,14 +395,15 @@ impl<'a> Thawing<'a> {
         if (i.layers, i.kv_heads, i.head_dim, i.block_bytes, i.block_tokens) != here {
             return Err(unthawable(format!("its KV is laid out in another way than the model `{}` does", model.name())));
         }
-        let blocks = stored.blocks.iter().map(|&block| self.block(stored.state.pool, block)).collect::<Result<_, _>>()?;
-        let tail = self.file.tail(index).map_or(&[][..], |view| view.bytes());
-        let (tokens, evaluated) = (self.file.tokens(index), stored.evaluated as usize);
-        let session =
-            Session::restore(model, RestoredSession { options, tokens, evaluated, blocks, tail, sampler, numerics: &pool.info.numerics })?;
-        for (at, &block) in stored.blocks.iter().enumerate() {
+        let kv = self.source.kv(index, &self.shared)?;
+        let (keys, mut blocks): (Vec<_>, Vec<_>) = kv.blocks.into_iter().unzip();
+        blocks.extend(kv.last);
+        let (tokens, evaluated) = (self.source.tokens(index)?, stored.evaluated as usize);
+        let parts = RestoredSession { options, tokens: &tokens, evaluated, blocks, tail: kv.tail, sampler, numerics: &pool.info.numerics };
+        let session = Session::restore(model, parts)?;
+        for (at, key) in keys.into_iter().enumerate() {
             let held = session.shared_block(at).ok_or_else(|| unthawable("a block is missing"))?;
-            self.shared.entry((stored.state.pool, block)).or_insert(held);
+            self.shared.entry(key).or_insert(held);
         }
         if session.numerics_id() != pool.info.numerics && self.exactness == Exactness::SameBits {
             self.exactness = Exactness::OtherNumerics { stored: pool.info.numerics.clone(), here: session.numerics_id() };
@@ -408,23 +412,9 @@ impl<'a> Thawing<'a> {
         Ok(session)
     }
 
-    /// A block of the file: a view, or what a session before holds already.
-    fn block(&self, pool: u32, block: u32) -> Result<RestoredBlock, Error> {
-        if let Some(shared) = self.shared.get(&(pool, block)) {
-            return Ok(RestoredBlock::Shared(shared.clone()));
-        }
-        let stored = &self.file.manifest().pools[pool as usize];
-        let block_bytes = stored.info.block_bytes as usize;
-        let hash = stored.block_hashes.get(block as usize).ok_or_else(|| unthawable("a block has no hash"))?;
-        let all = self.file.blocks(pool as usize).ok_or_else(|| unthawable("a pool has no blocks"))?;
-        let shape = Shape::new(&[block_bytes]).expect("one extent");
-        let view = View::new(all.region(), all.offset_bytes() + block as usize * block_bytes, DType::U8, shape);
-        Ok(RestoredBlock::Mapped { view: view.map_err(|e| unthawable(e.to_string()))?, hash: hash.0 })
-    }
-
     /// The same tokens on another model with the same vocabulary: evaluated anew.
     fn recompute(&mut self, host: &mut Host, model: &Arc<Model>, index: usize, sampler: Sampler) -> Result<Session, Error> {
-        let manifest = self.file.manifest();
+        let manifest = self.source.manifest();
         let stored = &manifest.sessions[index];
         let info = &manifest.pools[stored.state.pool as usize].info;
         let vocabulary = manifest.notes.get(VOCABULARIES).and_then(|all| all.get(&info.model)).and_then(|hash| hash.as_str());
@@ -437,7 +427,7 @@ impl<'a> Thawing<'a> {
         }
         let context_max = (stored.state.context_max as usize).min(model.config().context_max);
         let mut session = Session::open(model, SessionOptions { kv: live_dtype(info.dtype), context_max })?;
-        session.append(self.file.tokens(index))?;
+        session.append(&self.source.tokens(index)?)?;
         session.set_sampler(sampler);
         host.batch(model).step(&mut [Work::new(&mut session, Logits::None)])?;
         self.recomputed_tokens += session.evaluated();

@@ -1,19 +1,24 @@
-//! The folder in which actors rest between processes: `STATE/actors/NAME/actor.safetensors`, and a lock beside it.
+//! The folder in which actors rest between processes: `STATE/actors/NAME/head` and a lock beside it, and the chunks that all heads share in
+//! `STATE/store`.
 //!
-//! The files are immutable and published by rename, so they can be mapped while a newer one takes their place. Folders are 0700, files
+//! Heads and chunks are immutable and published by rename, so they can be mapped while newer ones take their place. Folders are 0700, files
 //! 0600. Whoever works with an actor holds `flock` on its `lock` file, in which its program and process id stand for those who wait.
 //! An import is a file of its own, `imported.safetensors`, until the actor is first saved here: it still carries its parent's identity.
+//! `actor.safetensors` is where the first version kept an actor; it is read, and gone with the next save.
 
 use crate::limits::NAME_BYTES_MAX;
 use crate::{Error, FreezeReport, Host, IdentityRule, ThawOptions, ThawReport};
-use driftwood_snapshot::{self as snapshot, Existing};
+use driftwood_snapshot::{self as snapshot, Existing, Manifest, Snapshot};
+use driftwood_store::{Chunks, Head, PAGE_BYTES, Swept};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+const HEAD_FILE: &str = "head";
 const ACTOR_FILE: &str = "actor.safetensors";
 const IMPORTED_FILE: &str = "imported.safetensors";
 const LOCK_FILE: &str = "lock";
@@ -44,6 +49,7 @@ pub fn valid_name(name: &str) -> Result<(), Error> {
 #[derive(Clone, Debug)]
 pub struct StateFolder {
     actors: PathBuf,
+    chunks: Arc<Chunks>,
 }
 
 /// An actor in a listing. Its file is not opened for it.
@@ -51,12 +57,23 @@ pub struct StateFolder {
 pub struct Listed {
     /// Its name.
     pub name: String,
-    /// Bytes of its file.
-    pub file_bytes: u64,
     /// When it was last saved.
     pub modified: Option<SystemTime>,
     /// Who works with it now.
     pub held_by: Option<String>,
+}
+
+/// What rests under a name.
+#[derive(Clone, Debug)]
+pub struct InState {
+    /// What it says of itself.
+    pub manifest: Manifest,
+    /// The file that says so.
+    pub path: PathBuf,
+    /// Bytes that it names or holds: of chunks that others name, too, all of them.
+    pub bytes: u64,
+    /// How many of them are KV.
+    pub kv_bytes: u64,
 }
 
 impl StateFolder {
@@ -68,7 +85,21 @@ impl StateFolder {
         let actors = root.join("actors");
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&actors);
         made.map_err(|e| system("make the folder", &actors, e))?;
-        Ok(StateFolder { actors })
+        Ok(StateFolder { actors, chunks: Arc::new(Chunks::open(&root.join("store"))?) })
+    }
+
+    /// The chunks of all actors.
+    pub fn chunks(&self) -> &Arc<Chunks> {
+        &self.chunks
+    }
+
+    /// The heads of all actors: what a collection of garbage goes by.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn heads(&self) -> Result<Vec<PathBuf>, Error> {
+        let heads = self.list()?.into_iter().map(|listed| self.actors.join(listed.name).join(HEAD_FILE));
+        Ok(heads.filter(|head| head.is_file()).collect())
     }
 
     /// Claims a new name.
@@ -105,6 +136,14 @@ impl StateFolder {
         }
     }
 
+    /// Removes chunks that no actor names any more. Waits for saves that are under way, and they for it.
+    ///
+    /// # Errors
+    /// If a head is damaged: nothing is removed then.
+    pub fn sweep(&self) -> Result<Swept, Error> {
+        self.chunks.sweep(|| self.heads())
+    }
+
     /// All actors, by name. Their files are not opened.
     ///
     /// # Errors
@@ -118,21 +157,31 @@ impl StateFolder {
             if valid_name(&name).is_err() {
                 continue;
             }
-            let Some(file) = at_rest(&entry.path()) else { continue };
+            let Some((_, file)) = at_rest(&entry.path()) else { continue };
             let Ok(metadata) = file.metadata() else { continue }; // removed meanwhile
             let held_by = holder(&entry.path().join(LOCK_FILE));
-            listed.push(Listed { name, file_bytes: metadata.len(), modified: metadata.modified().ok(), held_by });
+            listed.push(Listed { name, modified: metadata.modified().ok(), held_by });
         }
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
     }
 
-    /// The file of an actor, for reading without taking hold of it: it is never changed in place.
+    /// What an actor says of itself, read without taking hold of it: its file is never changed in place.
     ///
     /// # Errors
-    /// If there is no such actor.
-    pub fn file(&self, name: &str) -> Result<PathBuf, Error> {
-        self.check_exists(name)
+    /// If there is no such actor, or its file is damaged.
+    pub fn inspect(&self, name: &str) -> Result<InState, Error> {
+        let (form, path) = self.check_exists(name)?;
+        if form == Form::Head {
+            let head = Head::read(&path)?;
+            let pages = head.guest.as_ref().map_or(0, |guest| u64::from(guest.memory.stored_pages) * PAGE_BYTES as u64);
+            let bytes = pages + head.chunks().map(|chunk| chunk.len_bytes).sum::<u64>();
+            return Ok(InState { manifest: head.manifest(), path, bytes, kv_bytes: head.kv_bytes() });
+        }
+        let file = snapshot::inspect(&path)?;
+        let kv = |t: &&snapshot::TensorInfo| t.name.starts_with("kv.") || t.name.ends_with(".tail");
+        let kv_bytes = file.tensors.iter().filter(kv).map(|t| t.bytes).sum();
+        Ok(InState { manifest: file.manifest, path, bytes: file.file_bytes, kv_bytes })
     }
 
     /// Removes an actor.
@@ -143,7 +192,7 @@ impl StateFolder {
         self.hold(name)?.remove()
     }
 
-    fn check_exists(&self, name: &str) -> Result<PathBuf, Error> {
+    fn check_exists(&self, name: &str) -> Result<(Form, PathBuf), Error> {
         valid_name(name)?;
         at_rest(&self.actors.join(name)).ok_or_else(|| Error::NoSuchActor { name: name.to_owned() })
     }
@@ -169,7 +218,7 @@ impl StateFolder {
             return self.lock(name); // it was removed between opening and locking
         }
         write_holder(&mut lock).map_err(|e| system("write the lock", &lock_path, e))?;
-        let folder = ActorFolder { name: name.to_owned(), path, _lock: lock };
+        let folder = ActorFolder { name: name.to_owned(), path, chunks: self.chunks.clone(), _lock: lock };
         snapshot::remove_stale_temps(&folder.path)?;
         Ok(folder)
     }
@@ -180,6 +229,7 @@ impl StateFolder {
 pub struct ActorFolder {
     name: String,
     path: PathBuf,
+    chunks: Arc<Chunks>,
     _lock: File,
 }
 
@@ -189,9 +239,9 @@ impl ActorFolder {
         &self.name
     }
 
-    /// The file that [`ActorFolder::save`] publishes.
-    pub fn file(&self) -> PathBuf {
-        self.path.join(ACTOR_FILE)
+    /// The head that [`ActorFolder::save`] publishes.
+    pub fn head(&self) -> PathBuf {
+        self.path.join(HEAD_FILE)
     }
 
     /// Thaws the actor into a host under its own name. It is the same actor, unless it was imported and never saved here: then it is a new
@@ -200,22 +250,40 @@ impl ActorFolder {
     /// # Errors
     /// As [`Host::thaw`].
     pub fn thaw_into(&self, host: &mut Host, mut options: ThawOptions) -> Result<ThawReport, Error> {
-        let file = self.at_rest().ok_or_else(|| Error::NoSuchActor { name: self.name.clone() })?;
-        options.identity = if file.ends_with(IMPORTED_FILE) { IdentityRule::Mint } else { IdentityRule::Keep };
-        host.thaw(&file, &self.name, options)
+        let (form, path) = self.at_rest().ok_or_else(|| Error::NoSuchActor { name: self.name.clone() })?;
+        options.identity = if form == Form::Imported { IdentityRule::Mint } else { IdentityRule::Keep };
+        match form {
+            Form::Head => host.thaw_head(&path, &self.chunks, &self.name, options),
+            Form::File | Form::Imported => host.thaw(&path, &self.name, options),
+        }
     }
 
-    /// Freezes the actor of this name in the host into its file.
+    /// Keeps the actor of this name in the host: what is new becomes chunks, and a head takes the place of the former.
     ///
     /// # Errors
-    /// As [`Host::freeze`]; the former file stays then.
+    /// As [`Host::keep`]; the former state stays then.
     pub fn save(&self, host: &mut Host) -> Result<FreezeReport, Error> {
-        let report = host.freeze(&self.name, &self.file(), Existing::Replace)?;
-        let imported = self.path.join(IMPORTED_FILE);
-        match std::fs::remove_file(&imported) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(system("remove", &imported, e)),
-            _ => Ok(report),
+        let report = host.keep(&self.name, &self.chunks, &self.head())?;
+        for former in [ACTOR_FILE, IMPORTED_FILE].map(|file| self.path.join(file)) {
+            match std::fs::remove_file(&former) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(system("remove", &former, e)),
+                _ => {}
+            }
         }
+        Ok(report)
+    }
+
+    /// Writes the actor as one portable file, every byte verified. No model is needed for it, and no code of the guest runs.
+    ///
+    /// # Errors
+    /// If what rests here is damaged, or the file exists or cannot be written.
+    pub fn export(&self, path: &Path, existing: Existing) -> Result<Snapshot, Error> {
+        let (form, at_rest) = self.at_rest().ok_or_else(|| Error::NoSuchActor { name: self.name.clone() })?;
+        if form != Form::Head {
+            return Ok(snapshot::import(&at_rest, path, existing)?);
+        }
+        Head::read(&at_rest)?.export(&self.chunks, path, existing)?;
+        Ok(Snapshot::open(path)?)
     }
 
     /// Removes the actor. Those who have its file mapped keep their bytes.
@@ -226,14 +294,23 @@ impl ActorFolder {
         std::fs::remove_dir_all(&self.path).map_err(|e| system("remove the folder", &self.path, e))
     }
 
-    fn at_rest(&self) -> Option<PathBuf> {
+    fn at_rest(&self) -> Option<(Form, PathBuf)> {
         at_rest(&self.path)
     }
 }
 
-/// The file in which the actor of a folder rests: its own, else an import.
-fn at_rest(folder: &Path) -> Option<PathBuf> {
-    [ACTOR_FILE, IMPORTED_FILE].map(|file| folder.join(file)).into_iter().find(|path| path.is_file())
+/// In which form an actor rests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Head,
+    File,
+    Imported,
+}
+
+/// Where the actor of a folder rests: in its head, else in a file of the first version, else in an import.
+fn at_rest(folder: &Path) -> Option<(Form, PathBuf)> {
+    let forms = [(Form::Head, HEAD_FILE), (Form::File, ACTOR_FILE), (Form::Imported, IMPORTED_FILE)];
+    forms.map(|(form, file)| (form, folder.join(file))).into_iter().find(|(_, path)| path.is_file())
 }
 
 /// Whether the locked file is still the one at its path.
@@ -293,10 +370,10 @@ mod tests {
         let Err(Error::Held { by, .. }) = state.create("a") else { panic!("it is held") };
         assert!(by.contains(&format!("process {}", std::process::id())), "{by}");
         assert!(matches!(state.hold("a"), Err(Error::NoSuchActor { .. })), "nothing rests there yet");
-        std::fs::write(held.file(), b"x").unwrap();
+        std::fs::write(held.head(), b"x").unwrap();
         assert!(matches!(state.hold("a"), Err(Error::Held { .. })));
         let listed = state.list().unwrap();
-        assert_eq!((listed.len(), listed[0].file_bytes), (1, 1));
+        assert_eq!(listed.len(), 1);
         assert_eq!(listed[0].held_by.as_deref(), Some(by.as_str()));
         drop(held);
         assert!(state.list().unwrap()[0].held_by.is_none());

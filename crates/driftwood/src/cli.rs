@@ -1,6 +1,6 @@
 //! The grammar of the command line. Each command's own flags stand in its file under `commands/`.
 
-use crate::commands::{actor, bench, chat, completions, doctor, freeze, generate, inspect, models, perplexity, pull, run, thaw};
+use crate::commands::{actor, bench, chat, completions, doctor, freeze, generate, inspect, models, perplexity, pull, run, store, thaw};
 use crate::device::DeviceArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -67,6 +67,9 @@ pub enum Command {
     Run(run::RunArgs),
     /// Show what an actor or a snapshot file holds
     Inspect(inspect::InspectArgs),
+    /// Show, check and clean what actors share on the disk
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Fetch a model of the catalogue
     Pull(pull::PullArgs),
     /// List the models of the catalogue and those that are here

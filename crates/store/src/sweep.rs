@@ -67,7 +67,7 @@ impl Chunks {
     ///
     /// # Errors
     /// If a head cannot be read: nothing is removed then.
-    pub fn sweep(&self, heads: impl FnOnce() -> Result<Vec<PathBuf>, Error>) -> Result<Swept, Error> {
+    pub fn sweep<E: From<Error>>(&self, heads: impl FnOnce() -> Result<Vec<PathBuf>, E>) -> Result<Swept, E> {
         let _lock = self.lock(FlockOperation::LockExclusive)?;
         let mut live: HashSet<PackId> = HashSet::new();
         for path in heads()? {
@@ -76,7 +76,7 @@ impl Chunks {
         let mut swept = Swept::default();
         for (pack, path, bytes) in self.pack_files()? {
             if pack.is_none_or(|pack| !live.contains(&pack)) {
-                std::fs::remove_file(&path).map_err(|e| Error::system("remove", &path, e))?;
+                std::fs::remove_file(&path).map_err(|e| E::from(Error::system("remove", &path, e)))?;
                 (swept.files, swept.bytes) = (swept.files + 1, swept.bytes + bytes);
             }
         }

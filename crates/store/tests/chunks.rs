@@ -149,9 +149,9 @@ fn a_sweep_removes_what_no_head_names_and_nothing_else() {
     head(&chunks, &memory(10), 2).publish(&dropped).unwrap();
     let before = chunks.stats(&[kept.clone(), dropped.clone()]).unwrap();
     assert!(before.named_bytes > before.unique_bytes && before.files == 2, "{before:?}");
-    assert_eq!(chunks.sweep(|| Ok(vec![kept.clone(), dropped.clone()])).unwrap(), Default::default());
+    assert_eq!(chunks.sweep(|| Ok::<_, Error>(vec![kept.clone(), dropped.clone()])).unwrap(), Default::default());
     std::fs::write(root.path().join("packs/.driftwood-0123456789abcdef0123456789abcdef.tmp"), b"a dead writer's").unwrap();
-    let swept = chunks.sweep(|| Ok(vec![kept.clone()])).unwrap();
+    let swept = chunks.sweep(|| Ok::<_, Error>(vec![kept.clone()])).unwrap();
     assert_eq!((swept.files, swept.hints > 0), (2, true), "{swept:?}");
     assert!(chunks.check(std::slice::from_ref(&kept)).is_empty());
     assert!(chunks.find(Head::read(&dropped).unwrap().sessions[0].blocks[0][0].rows.hash).is_none());
@@ -166,7 +166,7 @@ fn a_sweep_waits_for_a_commit() {
     let chunk = commit.put(&bytes(1, 5000)).unwrap();
     commit.seal().unwrap();
     std::thread::scope(|scope| {
-        let sweep = scope.spawn(|| Chunks::open(root.path()).unwrap().sweep(|| Ok(vec![root.path().join("head")])).unwrap());
+        let sweep = scope.spawn(|| Chunks::open(root.path()).unwrap().sweep(|| Ok::<_, Error>(vec![root.path().join("head")])).unwrap());
         std::thread::sleep(std::time::Duration::from_millis(100));
         assert!(!sweep.is_finished() && pack_of(root.path(), &chunk).exists());
         let mut head = head(&chunks, &memory(4), 3);

@@ -204,24 +204,26 @@ fn list(globals: &Globals, args: &LsArgs) -> Result<()> {
         return output::line("no actors yet; `driftwood chat` makes one, and so does `driftwood actor spawn NAME`");
     }
     let text = |value: &Value| value.as_str().map_or_else(|| value.as_u64().map(|n| n.to_string()).unwrap_or_default(), str::to_owned);
+    let size = |value: &Value| value.as_u64().map(output::human_bytes).unwrap_or_default();
     let row = |(actor, details): (&Listed, &Value)| {
         let held = actor.held_by.as_ref().map(|by| format!("held by {by}")).unwrap_or_default();
         let age = actor.modified.map(age).unwrap_or_default();
-        vec![actor.name.clone(), text(&details["model"]), text(&details["tokens"]), output::human_bytes(actor.file_bytes), age, held]
+        vec![actor.name.clone(), text(&details["model"]), text(&details["tokens"]), size(&details["bytes"]), age, held]
     };
-    output::table(&["actor", "model", ">tokens", ">file", ">changed", ""], &listed.iter().zip(&details).map(row).collect::<Vec<_>>())
+    output::table(&["actor", "model", ">tokens", ">size", ">changed", ""], &listed.iter().zip(&details).map(row).collect::<Vec<_>>())
 }
 
 /// What a listing says of an actor. A file that cannot be read shows as one without model and tokens.
 fn details(state: &driftwood_actor::StateFolder, actor: &Listed) -> Value {
-    let manifest = state.file(&actor.name).ok().and_then(|file| driftwood_snapshot::inspect(&file).ok()).map(|i| i.manifest);
-    let model = manifest.as_ref().and_then(|m| m.guest.as_ref()?.state.settings.get("model").cloned());
-    let tokens = manifest.as_ref().map(|m| m.sessions.iter().map(|s| u64::from(s.tokens)).sum::<u64>());
+    let found = state.inspect(&actor.name).ok();
+    let manifest = found.as_ref().map(|found| &found.manifest);
+    let model = manifest.and_then(|m| m.guest.as_ref()?.state.settings.get("model").cloned());
+    let tokens = manifest.map(|m| m.sessions.iter().map(|s| u64::from(s.tokens)).sum::<u64>());
     json!({
         "name": actor.name,
         "model": model,
         "tokens": tokens,
-        "file_bytes": actor.file_bytes,
+        "bytes": found.as_ref().map(|found| found.bytes),
         "modified_ms": actor.modified.map(actors::unix_ms),
         "held_by": actor.held_by,
     })

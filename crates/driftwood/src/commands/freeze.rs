@@ -1,13 +1,13 @@
 //! `driftwood freeze`: an actor of the state folder as one file to keep or to move.
 //!
-//! An actor at rest is such a file already, so this is a verified copy; no model is loaded.
+//! The chunks that its head names are put together, each verified; no model is loaded.
 
 use crate::actors;
 use crate::cli::Globals;
 use crate::output;
 use anyhow::Result;
 use clap::Args;
-use driftwood_snapshot::{Existing, import};
+use driftwood_snapshot::Existing;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -42,7 +42,7 @@ pub struct FreezeArgs {
 pub fn run(globals: &Globals, args: &FreezeArgs) -> Result<()> {
     let folder = actors::open_state(globals)?.hold(&args.name)?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
-    let written = import(&folder.file(), &args.output, existing)?;
+    let written = folder.export(&args.output, existing)?;
     let (manifest, bytes) = (written.manifest(), written.file_bytes());
     let tokens: u64 = manifest.sessions.iter().map(|session| u64::from(session.tokens)).sum();
     if args.json {

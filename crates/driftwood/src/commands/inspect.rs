@@ -1,4 +1,4 @@
-//! `driftwood inspect`: what an actor or a snapshot file holds. Reads the header only.
+//! `driftwood inspect`: what an actor or a snapshot file holds. Reads a head or a header only.
 
 use crate::actors;
 use crate::cli::Globals;
@@ -6,9 +6,10 @@ use crate::failure::mistake;
 use crate::output;
 use anyhow::{Context, Result};
 use clap::Args;
-use driftwood_snapshot::{Inspection, Manifest};
-use serde_json::json;
-use std::path::PathBuf;
+use driftwood_actor::{Error, InState};
+use driftwood_snapshot::{Inspection, Manifest, TensorInfo};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,41 +33,54 @@ pub struct InspectArgs {
 /// # Errors
 /// If there is no such actor or file, or it is no snapshot.
 pub fn run(globals: &Globals, args: &InspectArgs) -> Result<()> {
-    let file = find(globals, &args.what)?;
-    let inspection = driftwood_snapshot::inspect(&file).with_context(|| format!("cannot inspect {}", file.display()))?;
-    if args.json {
-        let kv_bytes: u64 = inspection.manifest.pools.iter().map(|p| p.block_hashes.len() as u64 * p.info.block_bytes).sum();
-        let tensor = |t: &driftwood_snapshot::TensorInfo| json!({ "name": t.name, "dtype": t.dtype.to_string(), "shape": t.shape, "bytes": t.bytes });
-        return output::json(&json!({
-            "file": file,
-            "file_bytes": inspection.file_bytes,
-            "header_bytes": inspection.header_bytes,
-            "kv_bytes": kv_bytes,
-            "manifest": inspection.manifest,
-            "tensors": inspection.tensors.iter().map(tensor).collect::<Vec<_>>(),
-        }));
+    match find(globals, &args.what)? {
+        Found::Actor(actor) => show(args, &actor.manifest, &actor.path, actor.bytes, json!({ "kv_bytes": actor.kv_bytes })),
+        Found::File(path) => {
+            let inspection = driftwood_snapshot::inspect(&path).with_context(|| format!("cannot inspect {}", path.display()))?;
+            show(args, &inspection.manifest, &path, inspection.file_bytes, sizes(&inspection))
+        }
     }
-    show(&inspection)
+}
+
+enum Found {
+    Actor(Box<InState>),
+    File(PathBuf),
 }
 
 /// An actor of that name, else a file.
-fn find(globals: &Globals, what: &str) -> Result<PathBuf> {
-    if driftwood_actor::valid_name(what).is_ok()
-        && let Ok(file) = actors::open_state(globals)?.file(what)
-        && file.is_file()
-    {
-        return Ok(file);
+fn find(globals: &Globals, what: &str) -> Result<Found> {
+    if driftwood_actor::valid_name(what).is_ok() {
+        match actors::open_state(globals)?.inspect(what) {
+            Err(Error::NoSuchActor { .. }) => {}
+            found => return Ok(Found::Actor(Box::new(found.with_context(|| format!("cannot inspect the actor `{what}`"))?))),
+        }
     }
     let file = PathBuf::from(what);
     if file.is_file() {
-        Ok(file)
+        Ok(Found::File(file))
     } else {
         Err(mistake(format!("there is no actor and no file `{what}`; `driftwood actor ls` lists the actors")))
     }
 }
 
-fn show(inspection: &Inspection) -> Result<()> {
-    let Inspection { manifest, file_bytes, .. } = inspection;
+/// What only a file has.
+fn sizes(inspection: &Inspection) -> Value {
+    let kv = |t: &&TensorInfo| t.name.starts_with("kv.") || t.name.ends_with(".tail");
+    let tensor = |t: &TensorInfo| json!({ "name": t.name, "dtype": t.dtype.to_string(), "shape": t.shape, "bytes": t.bytes });
+    json!({
+        "kv_bytes": inspection.tensors.iter().filter(kv).map(|t| t.bytes).sum::<u64>(),
+        "header_bytes": inspection.header_bytes,
+        "tensors": inspection.tensors.iter().map(tensor).collect::<Vec<_>>(),
+    })
+}
+
+fn show(args: &InspectArgs, manifest: &Manifest, path: &Path, bytes: u64, sizes: Value) -> Result<()> {
+    if args.json {
+        let mut all = json!({ "file": path, "bytes": bytes, "manifest": manifest });
+        let (Some(all_fields), Value::Object(sizes)) = (all.as_object_mut(), sizes) else { return Ok(()) };
+        all_fields.extend(sizes);
+        return output::json(&all);
+    }
     let Manifest { identity, writer, .. } = manifest;
     let parent = identity.parent.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
     let mut rows = vec![
@@ -74,7 +88,7 @@ fn show(inspection: &Inspection) -> Result<()> {
         ["identity".to_owned(), identity.id.to_string()],
         ["parent".to_owned(), parent],
         ["written by".to_owned(), writer.clone()],
-        ["file".to_owned(), output::human_bytes(*file_bytes)],
+        ["size".to_owned(), output::human_bytes(bytes)],
     ];
     rows.extend(guest_rows(manifest));
     for pool in &manifest.pools {

@@ -12,6 +12,7 @@ pub mod models;
 pub mod perplexity;
 pub mod pull;
 pub mod run;
+pub mod store;
 pub mod thaw;
 
 use crate::cli::{Cli, Command, SHORT_HELP};
@@ -31,6 +32,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Some(Command::Freeze(args)) => freeze::run(globals, &args),
         Some(Command::Thaw(args)) => thaw::run(globals, &args),
         Some(Command::Run(args)) => run::run(globals, &args),
+        Some(Command::Store(command)) => store::run(globals, &command),
         Some(Command::Inspect(args)) => inspect::run(globals, &args),
         Some(Command::Pull(args)) => pull::run(&args),
         Some(Command::Models(args)) => models::run(&args),

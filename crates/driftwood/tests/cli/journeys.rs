@@ -32,7 +32,10 @@ fn frozen_conversations_go_on(model: &str) {
     }
     assert!(found["restored_tokens"].as_u64().unwrap() > 30);
     // Bits, not only tokens: the KV blocks of both have the same hashes.
-    let kv = |home: &Home, name: &str| home.json(&["inspect", name, "--json"])["manifest"]["pools"].clone();
+    let kv = |home: &Home, name: &str| {
+        home.run(&["freeze", name, "-o", "after.safetensors"]);
+        home.json(&["inspect", "after.safetensors", "--json"])["manifest"]["pools"].clone()
+    };
     assert_eq!(kv(&here, "alice"), kv(&there, "bob"));
 }
 

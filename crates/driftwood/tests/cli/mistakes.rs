@@ -9,7 +9,7 @@ fn help_and_completions_are_there() {
     let home = Home::new();
     assert!(succeed(home.command(&[])).contains("driftwood chat"));
     assert!(succeed(home.command(&["--version"])).starts_with("driftwood "));
-    let commands = "chat actor freeze thaw run inspect pull models generate perplexity bench doctor completions";
+    let commands = "chat actor freeze thaw run inspect store pull models generate perplexity bench doctor completions";
     let help = succeed(home.command(&["--help"]));
     for command in commands.split(' ') {
         assert!(help.contains(command), "--help lacks {command}");

@@ -1,7 +1,7 @@
 //! `driftwood bench kv`: freezing and thawing a session's KV, against computing it again.
 //!
 //! The session is as an actor between two tokens: N tokens in the KV and one more that is chosen but not evaluated. All figures are medians of
-//! seven, with the file in the page cache; every run writes and opens the file anew.
+//! seven, with the files in the page cache; every run writes and opens them anew.
 
 use super::{Common, check_counts, prompt};
 use crate::cli::Globals;
@@ -10,14 +10,17 @@ use crate::{output, paths};
 use anyhow::{Context, Result};
 use clap::Args;
 use driftwood_compute::KvDType;
-use driftwood_engine::{RestoredBlock, RestoredSession, Sampler, Session, SessionAtRest, SessionOptions, argmax};
-use driftwood_snapshot as snapshot;
+use driftwood_engine::{Session, argmax};
+use driftwood_snapshot::Identity;
+use driftwood_store::{Chunks, Commit, Head};
 use serde::Serialize;
 use serde_json::json;
-use snapshot::{Block, Contents, Existing, Hash, Identity, PoolContents, PoolInfo, SessionContents, SessionState, Snapshot};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
+
+/// The head's name in its folder.
+const HEAD: &str = "head";
 
 /// Runs that a median is of.
 const RUNS: usize = 7;
@@ -91,7 +94,7 @@ fn row(runner: &mut Runner, args: &KvArgs, tokens: usize, folder: &Path) -> Resu
         bar.inc(1);
     }
     let session = session.context("there is at least one run")?;
-    let path = folder.join("kv.safetensors");
+    let path = folder.join("store");
     let (written, bytes) = timed_writes(runner, &session, &path)?;
     bar.inc(RUNS as u64);
     let (restore, first_token) = timed_restores(runner, &session, &path)?;
@@ -130,68 +133,45 @@ struct Written {
     write: Vec<f64>,
 }
 
-/// Times writing the session to `path`, and answers the file's size.
-fn timed_writes(runner: &Runner, session: &Session, path: &Path) -> Result<(Written, u64)> {
-    let identity = Identity::mint("bench", None)?;
+/// Times keeping the session in a state folder of its own, and answers what that wrote. The last one stays, and its head.
+fn timed_writes(runner: &Runner, session: &Session, folder: &Path) -> Result<(Written, u64)> {
     runner.model.fingerprint(); // once a process, not once a freeze
     let mut written = Written::default();
     let mut bytes = 0;
     for _ in 0..RUNS {
+        let _ = std::fs::remove_dir_all(folder); // the first time there is none
+        let chunks = Chunks::open(folder)?;
         let start = Instant::now();
-        let unpublished = snapshot::serialise(&contents(runner, session, &session.at_rest()?, &identity), path)?;
+        let mut commit = chunks.commit()?;
+        let head = head(session, &commit)?;
         written.serialise.push(ms_since(start));
-        bytes = unpublished.publish(Existing::Replace)?.bytes;
+        commit.seal()?;
+        bytes = commit.written_bytes() + head.publish(&folder.join(HEAD))?;
         written.write.push(ms_since(start));
     }
     Ok((written, bytes))
 }
 
-fn contents<'a>(runner: &Runner, session: &'a Session, at_rest: &'a SessionAtRest<'_>, identity: &'a Identity) -> Contents<'a> {
-    let blocks = at_rest.blocks().map(|block| Block { bytes: block.bytes(), hash: block.known_hash().map(Hash) });
-    let state = SessionState { handle: 1, pool: 0, context_max: session.context_max() as u32, sampler: session.sampler().to_json() };
-    Contents {
-        writer: concat!("driftwood ", env!("CARGO_PKG_VERSION")),
-        identity,
+/// Saves the KV and names it. It is not noted as saved, so that the next time saves it again.
+fn head(session: &Session, commit: &Commit<'_>) -> Result<Head> {
+    let kv = driftwood_actor::save_kv(session, commit)?;
+    Ok(Head {
+        writer: concat!("driftwood ", env!("CARGO_PKG_VERSION")).to_owned(),
+        identity: Identity::mint("bench", None)?,
         guest: None,
-        pools: vec![PoolContents { info: pool_info(runner, session), blocks: blocks.collect() }],
-        sessions: vec![SessionContents {
-            state,
-            tokens: session.tokens(),
-            evaluated: session.evaluated() as u32,
-            blocks: (0..at_rest.blocks().len() as u32).collect(),
-            tail: at_rest.tail().map(|tail| tail.bytes()),
-        }],
+        pools: vec![driftwood_actor::pool_info(session)],
+        sessions: vec![driftwood_actor::head_session(1, session, 0, &kv, commit)?],
         notes: BTreeMap::new(),
-    }
+    })
 }
 
-fn pool_info(runner: &Runner, session: &Session) -> PoolInfo {
-    let layout = session.kv_layout();
-    PoolInfo {
-        model: runner.model.name().to_owned(),
-        fingerprint: Hash(runner.model.fingerprint()),
-        numerics: session.numerics_id(),
-        architecture: runner.model.config().architecture.to_owned(),
-        layers: layout.layers as u32,
-        kv_heads: layout.kv_heads as u32,
-        head_dim: layout.head_dim as u32,
-        dtype: match layout.dtype {
-            KvDType::F16 => snapshot::KvDType::F16,
-            KvDType::F32 => snapshot::KvDType::F32,
-            KvDType::Q8 => snapshot::KvDType::Q8,
-        },
-        block_tokens: driftwood_compute::KV_BLOCK_TOKENS as u32,
-        block_bytes: layout.block_bytes() as u64,
-    }
-}
-
-/// Times opening the file to a session that is ready, and to its next token's logits, with every byte verified that they depend on.
-fn timed_restores(runner: &mut Runner, session: &Session, path: &Path) -> Result<(Vec<f64>, Vec<f64>)> {
+/// Times opening the head to a session that is ready, and to its next token's logits, with every byte verified that they depend on.
+fn timed_restores(runner: &mut Runner, session: &Session, folder: &Path) -> Result<(Vec<f64>, Vec<f64>)> {
     let mut logits = runner.logits();
     let (mut restore, mut first_token) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         let start = Instant::now();
-        let mut restored = restore_from(runner, path)?;
+        let mut restored = restore_from(runner, folder)?;
         restore.push(ms_since(start));
         runner.step(&mut restored, &mut logits)?;
         first_token.push(ms_since(start));
@@ -200,29 +180,10 @@ fn timed_restores(runner: &mut Runner, session: &Session, path: &Path) -> Result
     Ok((restore, first_token))
 }
 
-/// A session from a file: small parts are verified here, KV blocks before the first step that reads them.
-fn restore_from(runner: &Runner, path: &Path) -> Result<Session> {
-    let snapshot = Snapshot::open(path)?;
-    snapshot.verify_small()?;
-    let (pool, session) = (&snapshot.manifest().pools[0], &snapshot.manifest().sessions[0]);
-    let blocks = snapshot.blocks(0).map(|all| {
-        let rows = all.shape().rows() / pool.block_hashes.len();
-        let block = |&index: &u32| {
-            let index = index as usize;
-            RestoredBlock::Mapped { view: all.rows(index * rows..(index + 1) * rows), hash: pool.block_hashes[index].0 }
-        };
-        session.blocks.iter().map(block).collect()
-    });
-    let parts = RestoredSession {
-        options: SessionOptions { kv: runner.kv, context_max: session.state.context_max as usize },
-        tokens: snapshot.tokens(0),
-        evaluated: session.evaluated as usize,
-        blocks: blocks.unwrap_or_default(),
-        tail: snapshot.tail(0).map_or(&[], |tail| tail.bytes()),
-        sampler: Sampler::from_json(session.state.sampler.clone())?,
-        numerics: &pool.info.numerics,
-    };
-    Ok(Session::restore(&runner.model, parts)?)
+/// A session from a head: small parts are verified here, whole blocks of KV before the first step that reads them.
+fn restore_from(runner: &Runner, folder: &Path) -> Result<Session> {
+    let head = Head::read(&folder.join(HEAD))?;
+    Ok(driftwood_actor::restore_session(&runner.model, &head, 0, &Chunks::open(folder)?, runner.kv)?)
 }
 
 /// Times single steps at the session's depth.

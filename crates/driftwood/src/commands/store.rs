@@ -1,0 +1,92 @@
+//! `driftwood store`: the chunks that all actors share: how much that saves, what nobody names any more, and whether all of it is intact.
+
+use crate::actors;
+use crate::cli::Globals;
+use crate::failure::mistake;
+use crate::output;
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use driftwood_actor::StateFolder;
+use serde_json::json;
+
+const EXAMPLES: &str = "\
+Examples:
+  driftwood store stats
+  driftwood store gc
+  driftwood store fsck --json";
+
+/// `store`'s own commands.
+#[derive(Debug, Subcommand)]
+#[command(after_help = EXAMPLES)]
+pub enum StoreCommand {
+    /// Show how much the actors share
+    Stats(StoreArgs),
+    /// Remove what no actor names any more; safe while actors are at work
+    Gc(StoreArgs),
+    /// Read everything that the actors name, and say what is missing or altered
+    Fsck(StoreArgs),
+}
+
+/// Flags of all of them.
+#[derive(Args, Debug)]
+pub struct StoreArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does it.
+///
+/// # Errors
+/// If the state folder cannot be read, a head is damaged, or `fsck` found something.
+pub fn run(globals: &Globals, command: &StoreCommand) -> Result<()> {
+    let state = actors::open_state(globals)?;
+    match command {
+        StoreCommand::Stats(args) => stats(&state, args),
+        StoreCommand::Gc(args) => collect(&state, args),
+        StoreCommand::Fsck(args) => check(&state, args),
+    }
+}
+
+fn stats(state: &StateFolder, args: &StoreArgs) -> Result<()> {
+    let stats = state.chunks().stats(&state.heads()?)?;
+    let ratio = stats.unique_bytes as f64 / stats.named_bytes.max(1) as f64;
+    if args.json {
+        return output::json(&json!({
+            "actors": stats.heads,
+            "named_bytes": stats.named_bytes,
+            "unique_bytes": stats.unique_bytes,
+            "unique_ratio": ratio,
+            "file_bytes": stats.file_bytes,
+            "files": stats.files,
+        }));
+    }
+    let bytes = output::human_bytes;
+    output::line(&format!("{} actors name {}", stats.heads, bytes(stats.named_bytes)))?;
+    output::line(&format!("of which {} are different ({:.1}%)", bytes(stats.unique_bytes), 100.0 * ratio))?;
+    output::line(&format!("in {} files of {}", stats.files, bytes(stats.file_bytes)))
+}
+
+fn collect(state: &StateFolder, args: &StoreArgs) -> Result<()> {
+    let swept = output::spinning("collecting", || state.sweep())?;
+    if args.json {
+        return output::json(&swept);
+    }
+    output::line(&format!("removed {} files of {}", swept.files, output::human_bytes(swept.bytes)))
+}
+
+fn check(state: &StateFolder, args: &StoreArgs) -> Result<()> {
+    let heads = state.heads()?;
+    let flawed = output::spinning("reading", || state.chunks().check(&heads));
+    let lines: Vec<_> = flawed.iter().map(|flaw| json!({ "head": flaw.head, "error": flaw.error.to_string() })).collect();
+    if args.json {
+        output::json(&json!({ "actors": heads.len(), "flawed": lines }))?;
+    } else {
+        flawed.iter().try_for_each(|flaw| output::line(&format!("{}: {}", flaw.head.display(), flaw.error)))?;
+    }
+    match flawed.len() {
+        0 if args.json => Ok(()),
+        0 => output::line(&format!("{} actors are intact", heads.len())),
+        many => Err(mistake(format!("{many} chunks or heads are missing or altered; restore them from a backup, or remove those actors"))),
+    }
+}
