@@ -1,10 +1,10 @@
-//! Any life gives the state of an undisturbed one: messages, failures, freezes, thaws and forks in random order, on a tiny model.
+//! Any life gives the state of an undisturbed one: messages, failures, freezes, thaws, saves and forks in random order, on a tiny model.
 
 mod common;
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use driftwood_actor::{Existing, Host, Message, ThawOptions};
+use driftwood_actor::{Existing, Host, Message, StateFolder, ThawOptions};
 use proptest::prelude::*;
 use tiny::{CONTEXT, Script, VOCABULARY, host, limits, spawn_caller};
 
@@ -21,6 +21,10 @@ enum Event {
     /// The others happen to one actor alone.
     Fail,
     FreezeAndThaw,
+    /// Kept in a state folder, whose garbage is collected: and the same actor goes on,
+    Save,
+    /// or one that a new host thaws from there.
+    Sleep,
     Fork,
 }
 
@@ -50,7 +54,9 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     let event = prop_oneof![
         6 => talk.prop_map(Event::Talk),
         1 => Just(Event::Fail),
-        2 => Just(Event::FreezeAndThaw),
+        1 => Just(Event::FreezeAndThaw),
+        2 => Just(Event::Save),
+        2 => Just(Event::Sleep),
         1 => Just(Event::Fork),
     ];
     prop::collection::vec(event, 3..20)
@@ -76,6 +82,7 @@ struct Wanderer {
     host: Host,
     name: String,
     moves: u32,
+    root: tempfile::TempDir,
 }
 
 impl Wanderer {
@@ -89,6 +96,24 @@ impl Wanderer {
         let options = ThawOptions { limits: limits(), ..ThawOptions::default() };
         let report = self.host.thaw(&file, &self.name, options).unwrap();
         assert_eq!(report.recomputed_tokens, 0);
+    }
+
+    fn save(&mut self) {
+        let state = StateFolder::open(self.root.path()).unwrap();
+        let held = state.create(&self.name).or_else(|_| state.hold(&self.name)).unwrap();
+        held.save(&mut self.host).unwrap();
+        state.sweep().unwrap();
+    }
+
+    fn sleep(&mut self) {
+        let state = StateFolder::open(self.root.path()).unwrap();
+        let before = self.host.state_hash(&self.name).unwrap();
+        self.save();
+        self.host = host(1);
+        let options = ThawOptions { limits: limits(), ..ThawOptions::default() };
+        let report = state.hold(&self.name).unwrap().thaw_into(&mut self.host, options).unwrap();
+        assert_eq!((report.recomputed_tokens, self.host.state_hash(&self.name).unwrap()), (0, before));
+        assert!(state.chunks().check(&state.heads().unwrap()).is_empty());
     }
 
     fn fork(&mut self) {
@@ -122,7 +147,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("f");
         undisturbed.freeze("wanderer", &file, Existing::Refuse).unwrap();
-        let mut wanderer = Wanderer { host: host(1), name: "wanderer".into(), moves: 0 };
+        let mut wanderer = Wanderer { host: host(1), name: "wanderer".into(), moves: 0, root: tempfile::tempdir().unwrap() };
         wanderer.host.thaw(&file, "wanderer", ThawOptions { limits: limits(), ..ThawOptions::default() }).unwrap();
         for event in &events {
             match event {
@@ -132,6 +157,8 @@ proptest! {
                 }
                 Event::Fail => wanderer.fail(),
                 Event::FreezeAndThaw => wanderer.freeze_and_thaw(),
+                Event::Save => wanderer.save(),
+                Event::Sleep => wanderer.sleep(),
                 Event::Fork => wanderer.fork(),
             }
         }

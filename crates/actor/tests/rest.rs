@@ -98,7 +98,9 @@ fn the_state_folder_keeps_an_actor_and_its_identity() {
 
     let elsewhere = tempfile::tempdir().unwrap();
     let other = StateFolder::open(elsewhere.path()).unwrap();
-    let imported = other.import(&held.file(), "a").unwrap();
+    let file = elsewhere.path().join("a.safetensors");
+    held.export(&file, Existing::Refuse).unwrap();
+    let imported = other.import(&file, "a").unwrap();
     assert!(matches!(other.create("a"), Err(Error::Held { .. })));
     let mut far = bare_host();
     let minted = imported.thaw_into(&mut far, ThawOptions::default()).unwrap().identity;
@@ -110,4 +112,54 @@ fn the_state_folder_keeps_an_actor_and_its_identity() {
     let kept = other.hold("a").unwrap().thaw_into(&mut far, ThawOptions::default()).unwrap().identity;
     assert_eq!(kept, minted);
     assert_eq!(other.list().unwrap().len(), 1);
+}
+
+/// The first version kept one file for each actor.
+#[test]
+fn a_state_folder_of_the_first_version_is_read_and_becomes_heads() {
+    let root = tempfile::tempdir().unwrap();
+    let mut host = bare_host();
+    spawn(&mut host, "a", guest("counter"), tight(), &[]).unwrap();
+    assert_eq!(reply(&mut host, "a", "m"), "1 1 m");
+    let folder = root.path().join("actors/a");
+    std::fs::create_dir_all(&folder).unwrap();
+    let identity = host.freeze("a", &folder.join("actor.safetensors"), Existing::Refuse).unwrap().identity;
+
+    let state = StateFolder::open(root.path()).unwrap();
+    assert_eq!(state.inspect("a").unwrap().manifest.identity, identity);
+    let mut host = bare_host();
+    let held = state.hold("a").unwrap();
+    assert_eq!(held.thaw_into(&mut host, ThawOptions::default()).unwrap().identity, identity, "it is the same actor");
+    assert_eq!(reply(&mut host, "a", "m"), "2 2 m");
+    held.save(&mut host).unwrap();
+    assert!(held.head().is_file() && !folder.join("actor.safetensors").exists());
+    let mut host = bare_host();
+    held.thaw_into(&mut host, ThawOptions::default()).unwrap();
+    assert_eq!(reply(&mut host, "a", "m"), "3 3 m");
+}
+
+/// A turn writes what is new: a page or two of memory, their leaf, the head.
+#[test]
+fn a_save_writes_what_is_new_and_forks_share() {
+    let root = tempfile::tempdir().unwrap();
+    let state = StateFolder::open(root.path()).unwrap();
+    let mut host = bare_host();
+    spawn(&mut host, "a", guest("counter"), tight(), &[]).unwrap();
+    let held = state.create("a").unwrap();
+    reply(&mut host, "a", "m");
+    let first = held.save(&mut host).unwrap();
+    reply(&mut host, "a", "m");
+    let second = held.save(&mut host).unwrap();
+    assert!(second.bytes <= first.bytes && second.bytes < 48 << 10, "{second:?} after {first:?}");
+    host.fork("a", "b").unwrap();
+    let forked = state.create("b").unwrap().save(&mut host).unwrap();
+    assert!(forked.bytes < 4096, "a head alone: {forked:?}");
+    let stats = state.chunks().stats(&state.heads().unwrap()).unwrap();
+    assert_eq!((stats.heads, stats.named_bytes), (2, 2 * stats.unique_bytes));
+    drop(held);
+    state.remove("a").unwrap();
+    state.sweep().unwrap();
+    let mut host = bare_host();
+    state.hold("b").unwrap().thaw_into(&mut host, ThawOptions::default()).unwrap();
+    assert_eq!(reply(&mut host, "b", "m"), "3 3 m");
 }
