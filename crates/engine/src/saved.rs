@@ -183,11 +183,12 @@ mod tests {
         pieces.plan(rows, &|_| true).into_iter().map(show).collect()
     }
 
-    type Planned = &'static [(usize, bool)];
+    /// The pieces that a block remembers, its rows, and what is planned.
+    type Case = (&'static [(usize, usize)], usize, &'static [(usize, bool)]);
 
     #[test]
     fn only_rows_in_no_piece_are_planned() {
-        let cases: [(&[(usize, usize)], usize, Planned); 13] = [
+        let cases: [Case; 13] = [
             (&[], 64, &[(64, false)]),
             (&[], 63, &[(16, false), (16, false), (16, false), (15, false)]),
             (&[], 1, &[(1, false)]),
