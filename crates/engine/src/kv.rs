@@ -2,7 +2,7 @@
 //!
 //! A block lies in a slot of the model's pool or in a mapped snapshot file. Mapped blocks are never written, and their hash is
 //! checked before the first step that reads them. Forking clones the references; whoever writes first copies. On a discrete device the
-//! pool only numbers the slots; their bytes are the device's ([`ResidentKv`]).
+//! pool only numbers the slots; their bytes are the device's ([`ResidentKv`]). Each block knows which of its rows are saved ([`Pieces`]).
 
 use crate::Error;
 use crate::gpu::ResidentKv;
@@ -402,5 +402,75 @@ impl Fetched {
     pub(crate) fn block(&self, index: usize) -> &[u8] {
         let window = self.window.as_ref().expect("it is given back on drop");
         &window.bytes()[self.resident.block_in_window(index)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use driftwood_region::Region;
+    use std::io::Write;
+
+    const LAYOUT: KvLayout = KvLayout { layers: 3, kv_heads: 2, head_dim: 32, dtype: KvDType::F16 };
+
+    /// A cache in memory of the device's own, though this device may share the host's.
+    fn on_device() -> Kv {
+        let gpu = Gpu::open(None).expect("tests of the GPU need a Vulkan driver: apt install mesa-vulkan-drivers");
+        Kv::new(LAYOUT, KvPools::default().get(LAYOUT, Some(&gpu)).unwrap(), 512)
+    }
+
+    fn piece(seed: usize, tokens: usize) -> RestoredPiece {
+        let mut bytes: Vec<u8> = (0..packed_bytes(LAYOUT, tokens)).map(|at| (at / 5 * seed) as u8).collect();
+        bytes[tokens * LAYOUT.token_bytes()..].fill(0);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        let view = View::whole(&Arc::new(Region::map_file(&file).unwrap())).unwrap();
+        RestoredPiece { hash: *blake3::hash(&bytes).as_bytes(), view, tokens }
+    }
+
+    /// The hashes of what is saved.
+    fn saved(kv: &Kv, tokens: usize, is_kept: impl Fn(&[u8; 32]) -> bool) -> (Vec<[u8; 32]>, SavedKv) {
+        let mut hashes = Vec::new();
+        let saved = kv.save::<Error>(
+            tokens,
+            is_kept,
+            |rows| {
+                hashes.extend(rows.iter().map(|rows| *blake3::hash(&rows.slices().collect::<Vec<_>>().concat()).as_bytes()));
+                Ok(hashes[hashes.len() - rows.len()..].to_vec())
+            },
+            2,
+        );
+        (hashes, saved.unwrap())
+    }
+
+    #[test]
+    fn a_device_gives_back_the_pieces_it_was_given() {
+        let mut kv = on_device();
+        let all = [piece(1, 64), piece(2, 16), piece(3, 16), piece(4, 16), piece(5, 16), piece(6, 64), piece(7, 16), piece(8, 5)];
+        let hash = |index: usize| all[index].hash;
+        let mapped = RestoredBlock::Mapped { view: all[5].view.clone(), hash: hash(5) };
+        let in_pieces = |pieces: &[RestoredPiece]| RestoredBlock::Pieces(pieces.to_vec());
+        kv.push_restored(vec![in_pieces(&all[..1]), in_pieces(&all[1..5]), mapped, in_pieces(&all[6..])], 2).unwrap();
+        assert!(saved(&kv, 213, |_| true).0.is_empty());
+        let lost = [hash(2), hash(5), hash(7)];
+        assert_eq!(saved(&kv, 213, |hash| !lost.contains(hash)).0, lost, "one of a mapped block, too");
+        kv.make_owned(2).unwrap();
+        let (again, whole) = saved(&kv, 213, |_| false);
+        assert_eq!((again[0], again[2], &again[3..]), (hash(0), hash(5), &[hash(6), hash(7)][..]));
+        whole.note();
+        assert!(saved(&kv, 213, |_| true).0.is_empty());
+        kv.make_writable(200, 213).unwrap();
+        assert_eq!(saved(&kv, 200, |_| true).0.len(), 1, "rows 0 to 8 of the last block, which was not shared");
+        let fork = kv.share();
+        kv.make_writable(10, 20).unwrap();
+        assert_eq!(saved(&kv, 192, |_| true).0, [hash(0)], "a copy has the same rows, and no piece with written ones");
+        assert!(saved(&fork, 192, |_| true).0.is_empty());
+    }
+
+    #[test]
+    fn a_device_refuses_altered_pieces() {
+        let mut altered = piece(1, 16);
+        altered.hash[0] ^= 1;
+        assert!(matches!(on_device().push_restored(vec![RestoredBlock::Pieces(vec![altered])], 2), Err(Error::AlteredKv)));
     }
 }

@@ -183,7 +183,7 @@ mod tests {
         pieces.plan(rows, &|_| true).into_iter().map(show).collect()
     }
 
-    /// Pieces as (first row, tokens), rows, and the plan as (tokens, whether they are saved).
+    /// The pieces that a block remembers, its rows, and what is planned.
     type Case = (&'static [(usize, usize)], usize, &'static [(usize, bool)]);
 
     #[test]

@@ -285,3 +285,36 @@ impl ResidentKv {
         (0..self.layout.layers).for_each(|layer| f(layer, (layer * bytes) as u64, (slot * bytes) as u64, bytes as u64));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use driftwood_compute::{KV_BLOCK_TOKENS, KvDType};
+
+    #[test]
+    fn a_stream_brings_each_group_as_it_was_sent() {
+        let gpu = Gpu::open(None).expect("tests of the GPU need a Vulkan driver: apt install mesa-vulkan-drivers");
+        let layout = KvLayout { layers: 3, kv_heads: 2, head_dim: 32, dtype: KvDType::F16 };
+        let resident = ResidentKv::new(&gpu, layout);
+        let blocks: Vec<Vec<u8>> = (1..=20).map(|i| (0..layout.block_bytes()).map(|at| (at / 7 * i) as u8).collect()).collect();
+        let packed = |bytes| vec![Packed { tokens: KV_BLOCK_TOKENS, bytes, hash: None }];
+        let incoming: Vec<_> = blocks.iter().map(|block| packed(&block[..])).collect();
+        resident.upload(&(0..20).collect::<Vec<_>>(), &incoming, 2).unwrap();
+        resident.copy(3, 20).unwrap();
+        let groups = [vec![4, 2], vec![7], vec![0, 1, 20], vec![], vec![19, 18]];
+        let expected = |slot: usize| &blocks[if slot == 20 { 3 } else { slot }][..KV_BLOCK_TOKENS * layout.token_bytes()];
+        for fails_at in [1, 5, 5] {
+            let mut seen = 0;
+            let streamed = resident.stream(&groups, |index, bytes| {
+                assert_eq!(index, seen);
+                seen += 1;
+                for (slot, block) in groups[index].iter().zip(bytes.chunks(layout.block_bytes())) {
+                    assert!(block.starts_with(expected(*slot)), "slot {slot}");
+                }
+                if index == fails_at { Err(Error::NothingToEvaluate) } else { Ok(()) }
+            });
+            assert_eq!((streamed.is_err(), seen), (fails_at == 1, if fails_at == 1 { 2 } else { 5 }));
+            assert!(resident.state().coming.len() <= 2);
+        }
+    }
+}
