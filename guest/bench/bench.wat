@@ -2,7 +2,7 @@
 ;;
 ;; A message is little-endian words: (0, n, n tokens) opens a session and prefills it; (1, n) takes n tokens by dw_next; (2, n) takes n
 ;; tokens by dw_decode, which writes the logits into this memory, dw_sample and dw_append; (3, _) replies the tokens after the prompt;
-;; (4, _) goes back to the end of the prompt. After every 8 tokens that it takes it replies a byte, so that the host can stop its watch.
+;; (4, _) goes back to the end of the prompt. After every 16 tokens that it takes it replies a byte, so that the host can stop its watch.
 (module
   (import "driftwood" "receive" (func $receive (param i32 i32) (result i32)))
   (import "driftwood" "reply" (func $reply (param i32 i32) (result i32)))
@@ -51,7 +51,7 @@
         (br_if $done (i32.eqz (local.get $count)))
         (if (local.get $by_logits) (then (call $step_by_logits)) (else (call $step_by_next)))
         (local.set $count (i32.sub (local.get $count) (i32.const 1)))
-        (if (i32.eqz (i32.and (local.get $count) (i32.const 7)))
+        (if (i32.eqz (i32.and (local.get $count) (i32.const 15)))
           (then (drop (call $check (call $reply (i32.const 8) (i32.const 1))))))
         (br $more))))
 
