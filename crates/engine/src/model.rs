@@ -110,6 +110,7 @@ impl Model {
         }
         let mut upload = Upload { weights: self.gpu_weights(), failure: None };
         self.decoder.forward(&mut upload);
+        self.gpu_weights().end_upload();
         upload.failure.map_or(Ok(()), Err)
     }
 

@@ -3,7 +3,7 @@
 use crate::Error;
 use driftwood_compute::Matrix;
 use driftwood_compute::gpu::Weight;
-use driftwood_compute::gpu::tiles::{Arrange, Mlx4, TileMatrix, TileSource};
+use driftwood_compute::gpu::tiles::{Arrange, Mlx4, Staging, TileMatrix, TileSource};
 use driftwood_compute::gpu::{Buffer, Gpu, Imported};
 use driftwood_region::{DType, Region, View};
 use std::collections::HashMap;
@@ -23,6 +23,7 @@ struct Places {
     files: HashMap<usize, Imported>,        // by the address of the mapping
     tensors: HashMap<usize, Placed>,        // by the address of the first byte
     tiles: HashMap<usize, Arc<TileMatrix>>, // by the address of the first matrix's first byte
+    staging: Staging,
     copied_bytes: usize,
 }
 
@@ -73,11 +74,16 @@ impl GpuWeights {
             return Ok(tiles.clone());
         }
         let sources: Vec<_> = matrices.iter().map(|matrix| tile_source(matrix)).collect();
-        let tiles = Arc::new(TileMatrix::upload(&self.gpu, &sources, arrange)?);
         let mut places = self.places();
+        let tiles = Arc::new(TileMatrix::upload(&self.gpu, &mut places.staging, &sources, arrange)?);
         places.copied_bytes += tiles.bytes() as usize;
         places.tiles.insert(key, tiles.clone());
         Ok(tiles)
+    }
+
+    /// Gives back what weights passed through: they are all there.
+    pub(crate) fn end_upload(&self) {
+        self.places().staging = Staging::default();
     }
 
     /// Bytes of scratch memory for products of up to `rows` rows of any of the tiles.

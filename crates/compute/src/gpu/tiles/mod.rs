@@ -31,7 +31,7 @@ mod upload;
 pub use attend::{Attended, Fused, HeadNorms, RUN_ROWS_MAX, Rotation, TileAttention};
 pub use pack::{Arrange, Mlx4, Packing, TileFormat, TileSource};
 pub use product::{Input, Many, Norm, Normed, Output, Rows, norm_rows};
-pub use upload::TileMatrix;
+pub use upload::{Staging, TileMatrix};
 
 /// The function of the gate in a gated product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -229,7 +229,7 @@ fn packing_speed() {
         let gb = (words.len() + 2 * parts.len()) as f64 / 1e9;
         println!("packing {gb:.2} GB of MLX's 4 bits on {threads} threads: {:.1} ms, {:.2} GB/s", seconds * 1e3, gb / seconds);
         let start = Instant::now();
-        let matrix = TileMatrix::upload(&gpu, &sources, Arrange::Stacked).unwrap();
+        let matrix = TileMatrix::upload(&gpu, &mut Staging::default(), &sources, Arrange::Stacked).unwrap();
         gpu.wait().unwrap();
         println!("the same, sent to the device as {} bytes: {:.1} ms", matrix.bytes(), start.elapsed().as_secs_f64() * 1e3);
     }

@@ -420,7 +420,7 @@ fn assert_same_in_company(matrix: &str, trial: &Trial<'_>, weights: &[Vec<f32>])
 
 fn trial_of<'a>(gpu: &'a Gpu, sources: &[TileSource<'_>], kind: Kind, rows: usize) -> (Trial<'a>, Vec<Vec<f32>>) {
     let arrange = if matches!(kind, Kind::Gated(_)) { Arrange::Interleaved } else { Arrange::Stacked };
-    let matrix = TileMatrix::upload(gpu, sources, arrange).unwrap();
+    let matrix = TileMatrix::upload(gpu, &mut Staging::default(), sources, arrange).unwrap();
     let weights = unpack(&Packing::new(sources, arrange).unwrap());
     let x = random_rows(&mut Random(11), rows, matrix.k());
     (Trial { gpu, matrix, kind, x, rows }, weights)
@@ -514,7 +514,7 @@ fn a_norm_before_a_product_is_the_norm_of_rows() {
 fn what_does_not_fit_is_refused() {
     let gpu = cooperative();
     let stored = Stored::rows(&mut Random(1), DType::F16, 32, 64);
-    let matrix = TileMatrix::upload(&gpu, &[stored.source()], Arrange::Stacked).unwrap();
+    let matrix = TileMatrix::upload(&gpu, &mut Staging::default(), &[stored.source()], Arrange::Stacked).unwrap();
     let (short, long) = (gpu.buffer("short", 64).unwrap(), gpu.buffer("long", 4096).unwrap());
     let (short, long) = (Binding::whole(&short), Binding::whole(&long));
     let norm = Norm { eps: 1e-5 };
