@@ -93,9 +93,8 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
     if args.common.json { output::json(&report) } else { show(&report) }
 }
 
-/// Does work so many frames of some hundred bytes further down the stack: where the stack happens to begin decides which of its lines
-/// get into the way of the kernels' buffers (they are told apart by 12 bits of their addresses at first), which costs one side or the
-/// other up to 4% for a whole process.
+/// Does work so many frames of some hundred bytes further down the stack: where the stack happens to begin moves one side or the other by
+/// up to 4% for a whole process, most likely because its lines get into the way of the kernels' buffers (12 bits of the address).
 fn deeper<T>(frames: usize, work: &mut dyn FnMut() -> T) -> T {
     if frames == 0 {
         return work();
