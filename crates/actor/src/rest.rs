@@ -128,7 +128,6 @@ impl Host {
             each.map(|((handle, session), at_rest)| blocks.session(handle, session, pools.of(session), at_rest)).collect();
         let notes = pools.notes(&models);
         let of_pool = |(info, blocks)| snapshot::PoolContents { info, blocks };
-        blocks.of_pools.resize_with(pools.infos.len(), Vec::new);
         let contents = snapshot::Contents {
             writer: concat!("driftwood ", env!("CARGO_PKG_VERSION")),
             identity: &identity,
