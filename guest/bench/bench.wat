@@ -1,8 +1,8 @@
 ;; The guest of `driftwood bench boundary`: the same steps as the engine's own loop, driven from inside the sandbox.
 ;;
-;; A message is little-endian words: (0, n, n tokens) opens a session and prefills it; (1, n) takes n tokens by dw_next; (2, n) takes n
-;; tokens by dw_decode, which writes the logits into this memory, dw_sample and dw_append; (3, _) replies the tokens after the prompt;
-;; (4, _) goes back to the end of the prompt. After every 16 tokens that it takes it replies a byte, so that the host can stop its watch.
+;; A message is little-endian words: (0, n, n tokens) opens a session and prefills it; (1, n, s) takes n tokens by dw_next; (2, n, s) takes
+;; n tokens by dw_decode, which writes the logits into this memory, dw_sample and dw_append; (3) replies the tokens after the prompt; (4) goes
+;; back to the end of the prompt. Whenever a multiple of s tokens is left it replies a byte, so that the host can stop its watch.
 (module
   (import "driftwood" "receive" (func $receive (param i32 i32) (result i32)))
   (import "driftwood" "reply" (func $reply (param i32 i32) (result i32)))
@@ -45,13 +45,13 @@
     (i32.store (i32.const 8) (call $check (call $sample (global.get $session) (i32.const 65536) (global.get $vocabulary))))
     (drop (call $check (call $append (global.get $session) (i32.const 8) (i32.const 1)))))
 
-  (func $steps (param $by_logits i32) (param $count i32)
+  (func $steps (param $by_logits i32) (param $count i32) (param $slice i32)
     (block $done
       (loop $more
         (br_if $done (i32.eqz (local.get $count)))
         (if (local.get $by_logits) (then (call $step_by_logits)) (else (call $step_by_next)))
         (local.set $count (i32.sub (local.get $count) (i32.const 1)))
-        (if (i32.eqz (i32.and (local.get $count) (i32.const 15)))
+        (if (i32.eqz (i32.rem_u (local.get $count) (local.get $slice)))
           (then (drop (call $check (call $reply (i32.const 8) (i32.const 1))))))
         (br $more))))
 
@@ -71,5 +71,5 @@
     (if (i32.eq (local.get $work) (i32.const 3)) (then (call $tell) (return (i32.const 0))))
     (if (i32.eq (local.get $work) (i32.const 4))
       (then (drop (call $check (call $session_truncate (global.get $session) (global.get $prompt)))) (return (i32.const 0))))
-    (call $steps (i32.eq (local.get $work) (i32.const 2)) (local.get $count))
+    (call $steps (i32.eq (local.get $work) (i32.const 2)) (local.get $count) (i32.load (i32.const 1032)))
     (i32.const 0)))

@@ -14,6 +14,7 @@ use driftwood_compute::KvDType;
 use driftwood_engine::Session;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
 /// Alternating runs.
@@ -22,11 +23,14 @@ const RUNS: usize = 5;
 /// Tokens of a run: some from each of several pairs of sides, every pair with sessions and scratch memory of its own. Where these
 /// happen to lie moves a side's time by a percent either way, which would otherwise pass for the boundary.
 const PAIRS_PER_RUN: usize = 8;
-const TOKENS_PER_PAIR: usize = 64;
+const SLICES_PER_PAIR: usize = 4;
 
-/// The two sides take turns after so many tokens, as `bench.wat` says: a shared machine drifts by some percent within a second, which
-/// would drown what is measured. A turn itself costs the guest's side some 20 µs, since what else hides behind a device's work does not at its edges.
-const SLICE_TOKENS: usize = 16;
+/// The two sides take turns after about so long: a shared machine drifts by some percent within a second, which would drown what is
+/// measured. A turn itself costs the guest's side some 20 µs, since what else hides behind a device's work does not at its edges: so not too short.
+const SLICE_MS: f64 = 60.0;
+
+/// Tokens of a slice, however long a step takes. A run is four slices of eight pairs: at least 512 tokens.
+const SLICE_TOKENS: RangeInclusive<usize> = 16..=32;
 
 /// Tokens of the prompt.
 const PROMPT_TOKENS: usize = 64;
@@ -71,8 +75,8 @@ pub fn run(globals: &Globals, args: &BoundaryArgs) -> Result<()> {
     for pair in 0..(RUNS + 1) * PAIRS_PER_RUN {
         let (mut engine, mut actor) = open(globals, &runner, &prompt, pair.is_multiple_of(2))?;
         let [next, logits] = deeper(pair, &mut || {
-            warm_up(&mut engine, &mut actor)?;
-            anyhow::Ok([alternate(&mut engine, &mut actor, NEXT)?, alternate(&mut engine, &mut actor, LOGITS)?])
+            let tokens = warm_up(&mut engine, &mut actor)?;
+            anyhow::Ok([alternate(&mut engine, &mut actor, NEXT, tokens)?, alternate(&mut engine, &mut actor, LOGITS, tokens)?])
         })?;
         pairs.push((engine, actor));
         bar.inc(1);
@@ -115,27 +119,30 @@ fn open(globals: &Globals, runner: &Runner, prompt: &[u32], engine_first: bool) 
     Ok((EngineSide::open(runner.beside(), prompt)?, actor))
 }
 
-/// A slice of each kind: a GPU's commands are recorded when they are first needed.
-fn warm_up(engine: &mut EngineSide, actor: &mut ActorSide) -> Result<()> {
+/// A slice of each kind, since a GPU's commands are recorded when they are first needed. Gives the tokens of a slice from then on.
+fn warm_up(engine: &mut EngineSide, actor: &mut ActorSide) -> Result<usize> {
+    let tokens = *SLICE_TOKENS.start();
+    let mut ms = 0.0;
     for how in [NEXT, LOGITS] {
-        actor.send(how, &[0; SLICE_TOKENS], &mut || {})?;
-        engine.slice(how)?;
+        actor.steps(how, tokens, tokens, &mut || {})?;
+        ms = engine.slice(how, tokens)?;
     }
-    Ok(())
+    let tokens = (SLICE_MS * tokens as f64 / ms) as usize;
+    Ok(tokens.clamp(*SLICE_TOKENS.start(), *SLICE_TOKENS.end()))
 }
 
 /// One pair's share of a run: the engine's and the actor's milliseconds a token. The engine takes its slices while the actor's guest is
 /// parked between its own, all in one message; the message's way in and its commit count for the actor. The first slice of each does
 /// not count: a GPU has the next step of the one in its queue when the other begins, but for the first.
-fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32) -> Result<[f64; 2]> {
+fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32, slice_tokens: usize) -> Result<[f64; 2]> {
     engine.rewind()?;
-    actor.send(REWIND, &[], &mut || {})?;
+    actor.send(REWIND, &[])?;
     let (mut engine_ms, mut actor_ms) = (Vec::new(), Vec::new());
     let mut failed = None;
     let mut started = Instant::now();
-    actor.send(how, &[0; SLICE_TOKENS + TOKENS_PER_PAIR], &mut || {
+    actor.steps(how, (1 + SLICES_PER_PAIR) * slice_tokens, slice_tokens, &mut || {
         actor_ms.push(ms_since(started));
-        match engine.slice(how) {
+        match engine.slice(how, slice_tokens) {
             Ok(ms) => engine_ms.push(ms),
             Err(error) => failed = Some(error),
         }
@@ -144,7 +151,7 @@ fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32) -> Result
     actor_ms.push(ms_since(started)); // the commit
     failed.map_or(Ok(()), Err)?;
     ensure!(actor.tokens()? == engine.tokens(), "the actor chose other tokens than the engine");
-    Ok([engine_ms, actor_ms].map(|slices| slices[1..].iter().sum::<f64>() / TOKENS_PER_PAIR as f64))
+    Ok([engine_ms, actor_ms].map(|slices| slices[1..].iter().sum::<f64>() / (SLICES_PER_PAIR * slice_tokens) as f64))
 }
 
 fn show(report: &Report) -> Result<()> {
@@ -179,9 +186,9 @@ impl EngineSide {
     }
 
     /// Milliseconds of one slice.
-    fn slice(&mut self, how: u32) -> Result<f64> {
+    fn slice(&mut self, how: u32, tokens: usize) -> Result<f64> {
         let start = Instant::now();
-        for _ in 0..SLICE_TOKENS {
+        for _ in 0..tokens {
             let token = if how == LOGITS {
                 self.runner.step(&mut self.session, &mut self.logits)?;
                 self.session.sample(&self.logits)?
@@ -212,19 +219,27 @@ impl ActorSide {
         let module = guests::BENCH.into();
         host.spawn(SpawnSpec { name: ACTOR.to_owned(), module, settings, limits: Limits::default(), models: Vec::new() })?;
         let mut side = ActorSide { host };
-        side.send(OPEN, prompt, &mut || {})?;
+        side.send(OPEN, prompt)?;
         Ok(side)
     }
 
     fn tokens(&mut self) -> Result<Vec<u32>> {
-        let reply = self.send(TELL, &[], &mut || {})?;
+        let reply = self.send(TELL, &[])?;
         Ok(reply.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect())
     }
 
-    /// Sends words: what to do, how many words follow, and them. `heard` is called when the guest says something.
-    fn send(&mut self, what: u32, words: &[u32], heard: &mut dyn FnMut()) -> Result<Vec<u8>> {
-        let words = [what, words.len() as u32].into_iter().chain(words.iter().copied());
-        let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+    /// Takes so many tokens; `heard` is called after each slice of them.
+    fn steps(&mut self, how: u32, tokens: usize, slice_tokens: usize, heard: &mut dyn FnMut()) -> Result<()> {
+        self.send_words(&[how, tokens as u32, slice_tokens as u32], heard).map(drop)
+    }
+
+    /// Sends what to do, how many words follow, and them.
+    fn send(&mut self, what: u32, words: &[u32]) -> Result<Vec<u8>> {
+        self.send_words(&[&[what, words.len() as u32], words].concat(), &mut || {})
+    }
+
+    fn send_words(&mut self, words: &[u32], heard: &mut dyn FnMut()) -> Result<Vec<u8>> {
+        let bytes = words.iter().copied().flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
         let outcome = self.host.send(Message::new(ACTOR, bytes), &mut |_| heard()).context("the bench guest failed")?;
         Ok(outcome.reply)
     }
