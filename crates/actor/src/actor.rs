@@ -59,7 +59,7 @@ impl Actor {
         let mut instance = self.wake(runtime, image.as_deref(), &limits)?;
         instance.set_memory_limit(limits.memory_bytes);
         let mut desk = lock(&self.desk);
-        let checkpoint = Checkpoint { image, sessions: desk.sessions.fork(), random: desk.random.clone() };
+        let checkpoint = Checkpoint { image, sessions: desk.sessions.clone(), random: desk.random.clone() };
         let (fuel, wall) = (limits.fuel, limits.wall);
         let mut turn = Turn { limits, message: message.bytes, overrides: message.settings, ..Turn::default() };
         turn.tally.restored_tokens = desk.sessions.evaluated_tokens();

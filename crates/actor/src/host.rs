@@ -197,7 +197,7 @@ impl Host {
         };
         let (compiled, limits, desk) = (actor.compiled.clone(), actor.limits.clone(), actor.desk.clone());
         let desk = lock(&desk);
-        let copy = self.desk(desk.grants.clone(), desk.settings.clone(), desk.random.clone(), desk.sessions.fork(), desk.messages_handled);
+        let copy = self.desk(desk.grants.clone(), desk.settings.clone(), desk.random.clone(), desk.sessions.clone(), desk.messages_handled);
         self.actors.insert(new_name.to_owned(), Actor { identity: identity.clone(), compiled, limits, desk: copy, body });
         Ok(identity)
     }

@@ -6,6 +6,7 @@ use crate::desk::Desk;
 use driftwood_compute::KV_BLOCK_TOKENS;
 use driftwood_engine::{Session, SessionOptions};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// An open session.
 #[derive(Debug)]
@@ -13,12 +14,69 @@ pub(crate) struct Entry {
     pub session: Session,
     /// How many of its tokens were generated and are not evaluated yet.
     pub fresh: usize,
+    /// So many tokens count as evaluated even where their KV is not here: a replay takes no steps. The next step computes it.
+    replayed: usize,
+}
+
+impl Entry {
+    fn new(session: Session) -> Entry {
+        Entry { session, fresh: 0, replayed: 0 }
+    }
+
+    /// How many tokens are evaluated, as far as limits and reports go.
+    pub(crate) fn evaluated(&self) -> usize {
+        self.session.evaluated().max(self.replayed)
+    }
+
+    /// Counts all tokens as evaluated, without a step.
+    pub(crate) fn count_as_evaluated(&mut self) {
+        self.replayed = self.session.tokens().len();
+        self.fresh = 0;
+    }
+
+    /// Forgets the tokens from `length` on.
+    pub(crate) fn truncate(&mut self, length: usize) -> Result<(), Refused> {
+        self.session.truncate(length).map_err(|_| Refused::BadArgument)?;
+        self.replayed = self.replayed.min(length);
+        self.fresh = self.fresh.min(length - self.evaluated());
+        Ok(())
+    }
+
+    /// Takes KV that this session lacks from one of the others, if one has it for the same first tokens.
+    pub(crate) fn adopt(&mut self, others: &[Session]) {
+        let tokens = self.session.tokens();
+        let alike = |other: &&Session| {
+            Arc::ptr_eq(other.model(), self.session.model())
+                && other.kv_layout() == self.session.kv_layout()
+                && other.context_max() == self.session.context_max()
+        };
+        let common = |other: &Session| {
+            let same = other.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
+            same.min(other.evaluated())
+        };
+        let best = others.iter().filter(alike).map(|other| (common(other), other)).max_by_key(|(common, _)| *common);
+        let Some((common, other)) = best.filter(|(common, _)| *common > self.session.evaluated()) else { return };
+        let mut adopted = other.fork();
+        if adopted.truncate(common).and_then(|()| adopted.append(&tokens[common..])).is_ok() {
+            adopted.set_sampler(self.session.sampler().clone());
+            self.session = adopted;
+        }
+    }
+}
+
+impl Clone for Entry {
+    /// A fork: it shares its KV with the original.
+    fn clone(&self) -> Entry {
+        Entry { session: self.session.fork(), fresh: self.fresh, replayed: self.replayed }
+    }
 }
 
 /// Open sessions. Handles are the lowest free numbers from 1, so they depend on nothing but what is open.
-#[derive(Debug, Default)]
+///
+/// A clone is a checkpoint, or a fork's: it shares everything until one side asks to change something.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Sessions {
-    open: BTreeMap<i32, Entry>,
+    open: Arc<BTreeMap<i32, Entry>>,
 }
 
 impl Sessions {
@@ -31,12 +89,20 @@ impl Sessions {
     }
 
     pub(crate) fn entry(&mut self, handle: i32) -> Result<&mut Entry, Refused> {
-        self.open.get_mut(&handle).ok_or(Refused::NoSuchSession)
+        if !self.open.contains_key(&handle) {
+            return Err(Refused::NoSuchSession);
+        }
+        self.open_mut().get_mut(&handle).ok_or(Refused::NoSuchSession)
+    }
+
+    /// All of them, to be changed: what others share is forked first.
+    fn open_mut(&mut self) -> &mut BTreeMap<i32, Entry> {
+        Arc::make_mut(&mut self.open)
     }
 
     pub(crate) fn insert(&mut self, session: Session) -> i32 {
         let handle = (1..).find(|h| !self.open.contains_key(h)).expect("fewer sessions than numbers");
-        self.open.insert(handle, Entry { session, fresh: 0 });
+        self.open_mut().insert(handle, Entry::new(session));
         handle
     }
 
@@ -44,7 +110,7 @@ impl Sessions {
     pub(crate) fn insert_at(&mut self, handle: u32, session: Session) -> bool {
         match i32::try_from(handle) {
             Ok(handle) if handle > 0 && !self.open.contains_key(&handle) => {
-                self.open.insert(handle, Entry { session, fresh: 0 });
+                self.open_mut().insert(handle, Entry::new(session));
                 true
             }
             _ => false,
@@ -52,16 +118,11 @@ impl Sessions {
     }
 
     pub(crate) fn close(&mut self, handle: i32) -> Result<(), Refused> {
-        self.open.remove(&handle).map(drop).ok_or(Refused::NoSuchSession)
+        self.open_mut().remove(&handle).map(drop).ok_or(Refused::NoSuchSession)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Session)> {
         self.open.iter().map(|(&handle, e)| (handle as u32, &e.session))
-    }
-
-    /// The same sessions again, sharing their KV: a checkpoint, or a fork's.
-    pub(crate) fn fork(&self) -> Sessions {
-        Sessions { open: self.open.iter().map(|(&handle, e)| (handle, Entry { session: e.session.fork(), fresh: e.fresh })).collect() }
     }
 
     /// Bytes of KV once every token is evaluated. Shared blocks count for every session: what others hold does not matter.
@@ -72,7 +133,7 @@ impl Sessions {
 
     /// Tokens whose KV need not be computed.
     pub(crate) fn evaluated_tokens(&self) -> usize {
-        self.open.values().map(|e| e.session.evaluated()).sum()
+        self.open.values().map(Entry::evaluated).sum()
     }
 }
 
@@ -82,7 +143,11 @@ impl Desk {
     /// # Errors
     /// If the model cannot be opened again.
     pub(crate) fn renew_lost_sessions(&mut self) -> Result<(), Error> {
-        for entry in self.sessions.open.values_mut().filter(|entry| entry.session.model().is_lost()) {
+        let lost = |entry: &Entry| entry.session.model().is_lost();
+        if !self.sessions.open.values().any(lost) {
+            return Ok(());
+        }
+        for entry in self.sessions.open_mut().values_mut().filter(|entry| lost(entry)) {
             let lost = &entry.session;
             let model = self.models.get(lost.model().name())?;
             let options = SessionOptions { kv: lost.kv_layout().dtype, context_max: lost.context_max() };

@@ -47,12 +47,7 @@ fn link_table(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 
 fn link_tokens(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "session_truncate", |mut c: Caller<'_, Guest>, session: i32, length: u32| {
-        answer(&mut c, 0, |_, d| {
-            let entry = d.sessions.entry(session)?;
-            entry.session.truncate(length as usize).map_err(|_| Refused::BadArgument)?;
-            entry.fresh = entry.fresh.min(entry.session.tokens().len() - entry.session.evaluated());
-            Ok(0)
-        })
+        answer(&mut c, 0, |_, d| d.sessions.entry(session)?.truncate(length as usize).map(|()| 0))
     })?;
     linker.func_wrap(MODULE, "session_tokens", |mut c: Caller<'_, Guest>, session: i32, first: u32, tokens: u32, capacity: u32| {
         answer(&mut c, capacity.into(), |m, d| {
