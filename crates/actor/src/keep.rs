@@ -47,10 +47,10 @@ impl Host {
         };
         let serialise_ms = begun.elapsed().as_secs_f64() * 1e3;
         commit.seal()?;
-        let head_bytes = head.publish(path)?;
+        let published = head.publish(path)?;
         saved.into_iter().for_each(SavedKv::note);
         let sync_ms = begun.elapsed().as_secs_f64() * 1e3 - serialise_ms;
-        let bytes = commit.written_bytes() + head_bytes;
+        let bytes = commit.written_bytes() + published.bytes;
         Ok(FreezeReport { identity, bytes, kv_bytes: head.kv_bytes(), serialise_ms, sync_ms })
     }
 }

@@ -44,6 +44,22 @@ pub enum Error {
         /// The newest that this crate reads.
         supported: u32,
     },
+    /// More than one record of a journal takes.
+    #[error("a record of {bytes} bytes is longer than a journal takes ({bytes_max}); use shorter messages")]
+    LongRecord {
+        /// Its length.
+        bytes: usize,
+        /// What is allowed.
+        bytes_max: usize,
+    },
+    /// A journal grew to its bound.
+    #[error("the journal {} has reached its bound of {bytes_max} bytes; let the messages that are under way end first", .path.display())]
+    JournalFull {
+        /// The file.
+        path: PathBuf,
+        /// The bound.
+        bytes_max: u64,
+    },
     /// The system refused.
     #[error("cannot {operation} {}: {source}", .path.display())]
     System {

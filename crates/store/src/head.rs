@@ -19,6 +19,8 @@ pub const HEAD_VERSION: u32 = 1;
 const MAGIC: &str = "driftwood-head";
 /// Bytes of a head at most.
 const HEAD_BYTES_MAX: u64 = limits::HEADER_BYTES_MAX;
+/// Bytes of its first line at most.
+const FIRST_LINE_BYTES_MAX: u64 = 128;
 /// Bytes of a page of linear memory, each a chunk of its own.
 pub const PAGE_BYTES: usize = 4096;
 /// Pages that one leaf names: 2 MiB of linear memory.
@@ -44,6 +46,15 @@ pub struct Head {
     /// Anything for people or later versions.
     #[serde(default)]
     pub notes: BTreeMap<String, serde_json::Value>,
+}
+
+/// A head that was published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// The hash in its first line.
+    pub hash: Hash,
 }
 
 /// The program part of an actor.
@@ -95,17 +106,29 @@ pub struct HeadPiece {
 }
 
 impl Head {
-    /// Makes the head durable under `path`, in place of what is there. What it names must be sealed.
+    /// Makes the head durable under `path`, in place of what is there, and says what stands there now. What it names must be sealed.
     ///
     /// # Errors
     /// If the disk refuses; what was there stays.
-    pub fn publish(&self, path: &Path) -> Result<u64, Error> {
+    pub fn publish(&self, path: &Path) -> Result<Published, Error> {
         let json = serde_json::to_string(self).map_err(|e| Error::system("write", path, std::io::Error::other(e)))?;
-        let text = format!("{MAGIC} {HEAD_VERSION} {}\n{json}", Hash::of(json.as_bytes()));
+        let hash = Hash::of(json.as_bytes());
+        let text = format!("{MAGIC} {HEAD_VERSION} {hash}\n{json}");
         let mut temp = Temp::beside(path)?;
         temp.file.write_all(text.as_bytes()).map_err(|e| Error::system("write", path, e))?;
         temp.publish(Existing::Replace)?;
-        Ok(text.len() as u64)
+        Ok(Published { bytes: text.len() as u64, hash })
+    }
+
+    /// The hash in the first line of a head, by which journals name it. The rest is not read.
+    ///
+    /// # Errors
+    /// [`Error::BadHead`], [`Error::FutureVersion`], or if it cannot be read.
+    pub fn hash_of(path: &Path) -> Result<Hash, Error> {
+        let bytes = read_at_most(path, FIRST_LINE_BYTES_MAX)?;
+        let line = bytes.split(|&byte| byte == b'\n').next().and_then(|line| std::str::from_utf8(line).ok());
+        let ended = line.filter(|line| line.len() < bytes.len());
+        ended.ok_or_else(|| Flaw::Bad("it is no head".into())).and_then(first_line).map_err(|flaw| flaw.at(path))
     }
 
     /// Reads a head and checks it: its own hash, all bounds, and that counts and lengths agree. No chunk is looked at.
@@ -113,14 +136,7 @@ impl Head {
     /// # Errors
     /// [`Error::BadHead`], [`Error::FutureVersion`], or if it cannot be read.
     pub fn read(path: &Path) -> Result<Head, Error> {
-        let file = std::fs::File::open(path).map_err(|e| Error::system("open", path, e))?;
-        let mut bytes = Vec::new();
-        file.take(HEAD_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| Error::system("read", path, e))?;
-        match Head::parse(&bytes) {
-            Ok(head) => Ok(head),
-            Err(Flaw::Future(found)) => Err(Error::FutureVersion { path: path.to_owned(), found, supported: HEAD_VERSION }),
-            Err(Flaw::Bad(why)) => Err(Error::BadHead { path: path.to_owned(), why }),
-        }
+        Head::parse(&read_at_most(path, HEAD_BYTES_MAX + 1)?).map_err(|flaw| flaw.at(path))
     }
 
     /// As [`Head::read`], of bytes.
@@ -128,13 +144,7 @@ impl Head {
         require(bytes.len() as u64 <= HEAD_BYTES_MAX, || format!("it has more than {HEAD_BYTES_MAX} bytes"))?;
         let text = std::str::from_utf8(bytes).map_err(|_| Flaw::Bad("it is no text".into()))?;
         let (first, json) = text.split_once('\n').ok_or_else(|| Flaw::Bad("it is no head".into()))?;
-        let words: Vec<&str> = first.split(' ').collect();
-        let [MAGIC, version, hash] = words[..] else { return Err(Flaw::Bad("it is no head".into())) };
-        let version: u32 = version.parse().map_err(|_| Flaw::Bad("its version is no number".into()))?;
-        if version > HEAD_VERSION {
-            return Err(Flaw::Future(version));
-        }
-        require(hash == Hash::of(json.as_bytes()).to_string(), || "its text does not match its hash".into())?;
+        require(first_line(first)? == Hash::of(json.as_bytes()), || "its text does not match its hash".into())?;
         let head: Head = serde_json::from_str(json).map_err(|e| Flaw::Bad(e.to_string()))?;
         head.check()?;
         Ok(head)
@@ -316,6 +326,33 @@ pub fn write_ids(commit: &Commit<'_>, ids: &[u32]) -> Result<Vec<Chunk>, Error> 
 pub(crate) enum Flaw {
     Future(u32),
     Bad(String),
+}
+
+impl Flaw {
+    fn at(self, path: &Path) -> Error {
+        match self {
+            Flaw::Future(found) => Error::FutureVersion { path: path.to_owned(), found, supported: HEAD_VERSION },
+            Flaw::Bad(why) => Error::BadHead { path: path.to_owned(), why },
+        }
+    }
+}
+
+/// The hash of the rest.
+fn first_line(line: &str) -> Result<Hash, Flaw> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let [MAGIC, version, hash] = words[..] else { return Err(Flaw::Bad("it is no head".into())) };
+    let version: u32 = version.parse().map_err(|_| Flaw::Bad("its version is no number".into()))?;
+    if version > HEAD_VERSION {
+        return Err(Flaw::Future(version));
+    }
+    hash.parse().map_err(|_| Flaw::Bad("its hash is none".into()))
+}
+
+fn read_at_most(path: &Path, bytes_max: u64) -> Result<Vec<u8>, Error> {
+    let file = std::fs::File::open(path).map_err(|e| Error::system("open", path, e))?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max).read_to_end(&mut bytes).map_err(|e| Error::system("read", path, e))?;
+    Ok(bytes)
 }
 
 fn require(ok: bool, why: impl FnOnce() -> String) -> Result<(), Flaw> {

@@ -5,6 +5,7 @@
 //!
 //! `chunk.rs` names bytes, `chunks.rs` finds and maps them, `commit.rs` writes new ones, `head.rs` is the file that names all chunks of an
 //! actor, `export.rs` makes one file of all of them, `sweep.rs` finds out what nobody names any more, and whether what is named is there.
+//! `journal.rs` is what happened since a head: appended record by record, and found again after the process was killed.
 
 mod chunk;
 mod chunks;
@@ -12,11 +13,15 @@ mod commit;
 mod error;
 mod export;
 mod head;
+mod journal;
 mod sweep;
 
 pub use chunk::{Chunk, NotAChunk, PackId};
 pub use chunks::Chunks;
 pub use commit::{Commit, Slices};
 pub use error::Error;
-pub use head::{HEAD_VERSION, Head, HeadGuest, HeadMemory, HeadPiece, HeadSession, PAGE_BYTES, write_ids};
+pub use head::{HEAD_VERSION, Head, HeadGuest, HeadMemory, HeadPiece, HeadSession, PAGE_BYTES, Published, write_ids};
+pub use journal::{
+    Base, Durability, JOURNAL_BYTES_MAX, JOURNAL_VERSION, Journal, Left, RECORD_BYTES_MAX, Stream, left_behind, sweep_journals,
+};
 pub use sweep::{Flawed, Stats, Swept};

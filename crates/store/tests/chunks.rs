@@ -97,7 +97,11 @@ fn a_head_is_read_as_it_was_written_and_a_turn_writes_what_is_new() {
     let mut linear = memory(600);
     let first = head(&chunks, &linear, 1);
     let path = root.path().join("head");
-    first.publish(&path).unwrap();
+    let published = first.publish(&path).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let json = text.split_once('\n').unwrap().1;
+    assert_eq!((published.bytes, published.hash), (text.len() as u64, Hash::of(json.as_bytes())));
+    assert_eq!(Head::hash_of(&path).unwrap(), published.hash);
     let read = Head::read(&path).unwrap();
     assert_eq!(read, first);
     let pages = read.guest.as_ref().unwrap().memory.pages(&chunks).unwrap();
@@ -246,8 +250,22 @@ fn hostile_heads_are_refused() {
         std::fs::write(&path, text).unwrap();
         assert!(matches!(Head::read(&path), Err(Error::BadHead { why: said, .. }) if said.contains(why)), "{why}");
     }
+    let line = text.split('\n').next().unwrap();
+    for (text, why) in [
+        ("", "no head"),
+        (line, "no head"),
+        ("x\n", "no head"),
+        ("driftwood-head 1 00\n", "hash is none"),
+        (&format!("{line} \n"), "no head"),
+        (&format!("{}\n", line.to_uppercase()), "no head"),
+        (&format!("{}{line}\n", " ".repeat(128)), "no head"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        assert!(matches!(Head::hash_of(&path), Err(Error::BadHead { why: said, .. }) if said.contains(why)), "{text:?}");
+    }
     std::fs::write(&path, text.replacen("-head 1", "-head 2", 1)).unwrap();
     assert!(matches!(Head::read(&path), Err(Error::FutureVersion { found: 2, .. })));
+    assert!(matches!(Head::hash_of(&path), Err(Error::FutureVersion { found: 2, .. })));
 }
 
 #[test]

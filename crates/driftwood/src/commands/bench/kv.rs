@@ -146,7 +146,7 @@ fn timed_writes(runner: &Runner, session: &Session, folder: &Path) -> Result<(Wr
         let head = head(session, &commit)?;
         written.serialise.push(ms_since(start));
         commit.seal()?;
-        bytes = commit.written_bytes() + head.publish(&folder.join(HEAD))?;
+        bytes = commit.written_bytes() + head.publish(&folder.join(HEAD))?.bytes;
         written.write.push(ms_since(start));
     }
     Ok((written, bytes))
