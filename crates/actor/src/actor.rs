@@ -3,13 +3,19 @@
 use crate::desk::{SharedDesk, Turn, lock};
 use crate::instance::{Image, Instance, trap};
 use crate::limits::Limits;
+use crate::log::Log;
 use crate::random::Random;
 use crate::runtime::{Compiled, Runtime};
 use crate::sessions::Sessions;
+use crate::tape::{Recording, Tape, Taped};
 use crate::{Error, Message, Outcome, Timings};
+use driftwood_engine::Session;
 use driftwood_snapshot::{Hash, Identity};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The setting under which an actor's journal carries the logits that its guest sees, and not only their hashes.
+pub const JOURNAL_LOGITS: &str = "journal_logits";
 
 /// A guest with its sessions.
 pub(crate) struct Actor {
@@ -18,6 +24,18 @@ pub(crate) struct Actor {
     pub limits: Limits,
     pub desk: SharedDesk,
     pub body: Body,
+    /// Where its messages are recorded, if they are.
+    pub log: Option<Log>,
+    /// Messages since the state that it is in, the last of which it may be in the middle of.
+    pub parked: Option<Parked>,
+}
+
+/// An actor that stands in the middle of a message: the state is that before it.
+#[derive(Default)]
+pub(crate) struct Parked {
+    pub recordings: Vec<Recording>,
+    /// The sessions as they were when it was parked, for their KV.
+    pub ahead: Vec<Session>,
 }
 
 /// Where an actor's memory and globals are.
@@ -49,11 +67,15 @@ pub(crate) struct Begun {
 }
 
 impl Actor {
-    /// Takes a checkpoint, wakes the guest and lays the message on its desk.
-    pub(crate) fn begin(&mut self, runtime: &Runtime, message: Message) -> Result<Begun, Error> {
-        let limits = message.limits.unwrap_or_else(|| self.limits.clone());
+    /// Takes a checkpoint, wakes the guest and lays the message on its desk, and what of it was recorded.
+    pub(crate) fn begin(&mut self, runtime: &Runtime, message: Message, recorded: Option<Vec<Taped>>) -> Result<Begun, Error> {
+        if recorded.is_none() && self.parked.is_some() {
+            return Err(Error::Parked { name: self.identity.name.clone() });
+        }
+        let limits = message.limits.clone().unwrap_or_else(|| self.limits.clone());
         check_bytes(&message.bytes, &limits)?;
         check_settings(&message.settings, &limits)?;
+        let tape = self.tape(&message, recorded, &limits)?;
         lock(&self.desk).renew_lost_sessions()?;
         let image = self.image();
         let mut instance = self.wake(runtime, image.as_deref(), &limits)?;
@@ -61,10 +83,24 @@ impl Actor {
         let mut desk = lock(&self.desk);
         let checkpoint = Checkpoint { image, sessions: desk.sessions.clone(), random: desk.random.clone() };
         let (fuel, wall) = (limits.fuel, limits.wall);
-        let mut turn = Turn { limits, message: message.bytes, overrides: message.settings, ..Turn::default() };
+        let mut turn = Turn { limits, message: message.bytes, overrides: message.settings, tape, ..Turn::default() };
         turn.tally.restored_tokens = desk.sessions.evaluated_tokens();
         desk.turn = Some(turn);
         Ok(Begun { instance, checkpoint, fuel, wall })
+    }
+
+    /// The tape of a message, if anybody needs one. A message that is new is recorded here, before anything is done about it.
+    fn tape(&mut self, message: &Message, recorded: Option<Vec<Taped>>, limits: &Limits) -> Result<Option<Tape>, Error> {
+        if self.log.is_none() && recorded.is_none() && message.park_after_calls.is_none() {
+            return Ok(None);
+        }
+        if let Some(log) = self.log.as_mut().filter(|_| recorded.is_none()) {
+            log.message(&message.bytes, &message.settings)?;
+        }
+        let carries_logits = lock(&self.desk).settings.get(JOURNAL_LOGITS).is_some_and(|set| set == "true");
+        let mut tape = Tape::new(recorded.unwrap_or_default(), self.log.take(), limits.journal_bytes, carries_logits);
+        tape.park_after(message.park_after_calls);
+        Ok(Some(tape))
     }
 
     /// An image of the guest as it is; `None` if it never ran.
@@ -106,7 +142,10 @@ impl Actor {
         self.body = Body::Awake(instance);
         let mut desk = lock(&self.desk);
         desk.messages_handled += 1;
-        let turn = desk.turn.take().unwrap_or_default();
+        let mut turn = desk.turn.take().unwrap_or_default();
+        if let Some(tape) = turn.tape.take() {
+            self.log = tape.into_answers().1;
+        }
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let tally = turn.tally;
         Outcome {
@@ -125,17 +164,24 @@ impl Actor {
         }
     }
 
-    /// Ends a message that failed: the instance is gone, and everything is as it was before.
-    pub(crate) fn roll_back(&mut self, checkpoint: Checkpoint) {
+    /// Ends a message that failed: the instance is gone, and everything is as it was before. Of one that is `parked` its recording stays.
+    pub(crate) fn roll_back(&mut self, checkpoint: Checkpoint, parked: bool) {
         self.body = match checkpoint.image {
             Some(image) => Body::Asleep(image),
             None => Body::Unborn(None),
         };
         let mut desk = lock(&self.desk);
-        desk.sessions = checkpoint.sessions;
+        let sessions = std::mem::replace(&mut desk.sessions, checkpoint.sessions);
         desk.random = checkpoint.random;
         desk.slot = Default::default();
-        desk.turn = None;
+        let mut turn = desk.turn.take().unwrap_or_default();
+        if let Some(tape) = turn.tape.take() {
+            let (answers, log) = tape.into_answers();
+            self.log = log;
+            let recording = Recording { message: turn.message, overrides: turn.overrides, answers, done: false };
+            let ahead = || sessions.iter().map(|(_, session)| session.fork()).collect();
+            self.parked = parked.then(|| Parked { recordings: vec![recording], ahead: ahead() });
+        }
         self.desk.clear_poison();
     }
 
@@ -147,7 +193,11 @@ impl Actor {
             Ok(code) => Error::GuestFailed { code },
             Err(e) => trap(&e, limits.0),
         };
-        if matches!(own, Error::LimitFuel { .. }) { own } else { noted.or(memory).unwrap_or(own) }
+        match noted {
+            Some(Error::Parked { .. }) => Error::Parked { name: self.identity.name.clone() },
+            _ if matches!(own, Error::LimitFuel { .. }) => own,
+            noted => noted.or(memory).unwrap_or(own),
+        }
     }
 
     /// A hash of memory, globals, sessions, samplers, random state and settings: all that a message may change but the KV's bytes, which

@@ -9,6 +9,8 @@ use crate::desk::{Desk, lock};
 use crate::host::Host;
 use crate::instance::Instance;
 use crate::limits::{HANDLED_AT_ONCE_MAX, STEP_PATIENCE};
+use crate::log::Log;
+use crate::tape::{Tape, Taped};
 use crate::{Error, Event, Message, Outcome};
 use driftwood_engine::Batch;
 use std::any::Any;
@@ -27,7 +29,7 @@ type Handling = Pin<Box<dyn Future<Output = (Box<Instance>, wasmtime::Result<i32
 
 /// All messages of one call of [`Host::deliver`].
 pub(crate) struct Delivery {
-    waiting: VecDeque<(usize, Message)>,
+    waiting: VecDeque<(usize, Message, Option<Vec<Taped>>)>,
     running: Vec<Running>,
     results: Vec<Option<Result<Outcome, Error>>>,
 }
@@ -43,14 +45,28 @@ struct Running {
     fuel: u64,
     memory_limit_bytes: usize,
     wall: Duration,
-    reply_shown: usize,
+    reply: ReplyShown,
     parked: bool,
+}
+
+/// How much of a reply was shown, and how much may be.
+#[derive(Default)]
+struct ReplyShown {
+    bytes: usize,
+    /// Lengths of the reply that may be shown once the record of that number is on disk.
+    waiting: VecDeque<(u64, usize)>,
 }
 
 impl Delivery {
     pub(crate) fn new(messages: Vec<Message>) -> Delivery {
         let results = messages.iter().map(|_| None).collect();
-        Delivery { waiting: messages.into_iter().enumerate().collect(), running: Vec::new(), results }
+        let waiting = messages.into_iter().enumerate().map(|(index, message)| (index, message, None)).collect();
+        Delivery { waiting, running: Vec::new(), results }
+    }
+
+    /// The delivery of one message again, with what was recorded of it.
+    pub(crate) fn again(message: Message, recorded: Vec<Taped>) -> Delivery {
+        Delivery { waiting: VecDeque::from([(0, message, Some(recorded))]), running: Vec::new(), results: vec![None] }
     }
 
     /// Handles every message.
@@ -71,14 +87,14 @@ impl Delivery {
     /// Starts messages whose actors are free, in their order.
     fn start(&mut self, host: &mut Host) {
         for _ in 0..self.waiting.len() {
-            let Some((index, message)) = self.waiting.pop_front() else { break };
+            let Some((index, message, recorded)) = self.waiting.pop_front() else { break };
             let full = self.running.len() >= HANDLED_AT_ONCE_MAX;
-            let ahead = |name: &str| self.waiting.iter().any(|(i, m)| *i < index && m.actor == name);
+            let ahead = |name: &str| self.waiting.iter().any(|(i, m, _)| *i < index && m.actor == name);
             if full || ahead(&message.actor) || self.running.iter().any(|r| r.name == message.actor) {
-                self.waiting.push_back((index, message));
+                self.waiting.push_back((index, message, recorded));
                 continue;
             }
-            match Running::start(host, index, message) {
+            match Running::start(host, index, message, recorded) {
                 Ok(running) => self.running.push(running),
                 Err(e) => self.results[index] = Some(Err(e)),
             }
@@ -98,7 +114,7 @@ impl Delivery {
                 {
                     let done = self.running.swap_remove(at);
                     let index = done.index;
-                    self.results[index] = Some(done.end(host, result));
+                    self.results[index] = Some(done.end(host, result, listener));
                     continue;
                 }
                 computing |= !self.running[at].parked;
@@ -121,11 +137,11 @@ impl Delivery {
 }
 
 impl Running {
-    fn start(host: &mut Host, index: usize, message: Message) -> Result<Running, Error> {
+    fn start(host: &mut Host, index: usize, message: Message, recorded: Option<Vec<Taped>>) -> Result<Running, Error> {
         let name = message.actor.clone();
         let mut actor = host.take_actor(&name)?;
         let memory_limit_bytes = message.limits.as_ref().unwrap_or(&actor.limits).memory_bytes;
-        let Begun { instance, checkpoint, fuel, wall } = match actor.begin(host.runtime(), message) {
+        let Begun { instance, checkpoint, fuel, wall } = match actor.begin(host.runtime(), message, recorded) {
             Ok(begun) => begun,
             Err(e) => {
                 host.put_actor(actor);
@@ -133,7 +149,8 @@ impl Running {
             }
         };
         let (handling, started): (Handling, _) = (Box::pin(instance.handle(fuel)), Instant::now());
-        Ok(Running { index, name, actor, handling, checkpoint, started, fuel, memory_limit_bytes, wall, reply_shown: 0, parked: false })
+        let (reply, parked) = (ReplyShown::default(), false);
+        Ok(Running { index, name, actor, handling, checkpoint, started, fuel, memory_limit_bytes, wall, reply, parked })
     }
 
     /// Lets the guest run until it parks, yields or ends.
@@ -152,12 +169,12 @@ impl Running {
                 None
             }
         };
-        self.tell(listener, started.elapsed());
+        self.tell(listener, started.elapsed(), false);
         ended
     }
 
-    /// Passes on what the guest said since the last poll.
-    fn tell(&mut self, listener: Listener<'_>, guest: Duration) {
+    /// Passes on what the guest said and may be shown: of a recorded message what the records on disk lead to, unless `all` of them are.
+    fn tell(&mut self, listener: Listener<'_>, guest: Duration, all: bool) {
         let desk = self.actor.desk.clone();
         let mut desk = lock(&desk);
         let Some(turn) = &mut desk.turn else { return };
@@ -165,29 +182,65 @@ impl Running {
         for (level, text) in turn.logs.drain(..) {
             listener(&self.name, Event::Log { level, text: &text });
         }
-        if turn.reply.len() > self.reply_shown {
-            listener(&self.name, Event::Reply(&turn.reply[self.reply_shown..]));
-            self.reply_shown = turn.reply.len();
+        let log = turn.tape.as_mut().and_then(Tape::log).filter(|_| !all);
+        let end = self.reply.may_show(turn.reply.len(), log.as_deref());
+        if end > self.reply.bytes {
+            listener(&self.name, Event::Reply(&turn.reply[self.reply.bytes..end]));
+            self.reply.bytes = end;
+        }
+    }
+
+    /// Makes durable that the message was handled, and shows what is left of the reply; or notes that it was not.
+    fn settle(&mut self, ended: Ended, listener: Listener<'_>) -> Ended {
+        let done = matches!(ended, Ended::Returned(_, Ok(0)));
+        let parked = lock(&self.actor.desk).turn.as_ref().is_some_and(|turn| matches!(turn.noted, Some(Error::Parked { .. })));
+        let settled = match lock(&self.actor.desk).turn.as_mut().and_then(|turn| turn.tape.as_mut()?.log()) {
+            Some(log) if !parked => log.end(done),
+            _ => Ok(()),
+        };
+        match settled {
+            Ok(()) => {
+                self.tell(listener, Duration::ZERO, done);
+                ended
+            }
+            Err(error) if done => Ended::Failed(error),
+            Err(_) => ended, // it failed before the journal did
         }
     }
 
     /// Commits or rolls back, and gives the actor back to the host.
-    fn end(self, host: &mut Host, ended: Ended) -> Result<Outcome, Error> {
+    fn end(mut self, host: &mut Host, ended: Ended, listener: Listener<'_>) -> Result<Outcome, Error> {
+        let ended = self.settle(ended, listener);
         let Running { mut actor, handling, checkpoint, started, fuel, memory_limit_bytes, .. } = self;
         let result = match ended {
-            Ended::Returned(instance, Ok(0)) => {
+            Ended::Returned(instance, Ok(0)) => host.evaluate_replayed(&actor.desk).map(|()| {
                 let fuel_used = fuel - instance.store.get_fuel().unwrap_or(0).min(fuel);
-                Ok(actor.commit(instance, started.elapsed(), fuel_used))
-            }
+                actor.commit(instance, started.elapsed(), fuel_used)
+            }),
             Ended::Returned(instance, returned) => Err(actor.failure(&instance, returned, (fuel, memory_limit_bytes))),
             Ended::Failed(e) => Err(e),
         };
         drop(handling); // unwinds a guest that is still on its stack, before its desk is set back
-        if result.is_err() {
-            actor.roll_back(checkpoint);
+        if let Err(error) = &result {
+            actor.roll_back(checkpoint, matches!(error, Error::Parked { .. }));
         }
         host.put_actor(actor);
         result
+    }
+}
+
+impl ReplyShown {
+    /// How much of a reply of `len` bytes may be shown.
+    fn may_show(&mut self, len: usize, log: Option<&Log>) -> usize {
+        let Some(log) = log else { return len };
+        if self.waiting.back().is_none_or(|(_, known)| *known < len) && len > self.bytes {
+            self.waiting.push_back((log.last(), len));
+        }
+        let mut end = self.bytes;
+        while let Some((_, len)) = self.waiting.pop_front_if(|(number, _)| log.is_durable(*number)) {
+            end = len;
+        }
+        end
     }
 }
 

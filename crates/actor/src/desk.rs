@@ -11,8 +11,9 @@ use crate::parked::Slot;
 use crate::products::ComputeReport;
 use crate::random::Random;
 use crate::sessions::Sessions;
+use crate::tape::Tape;
 use crate::{Error, LogLevel};
-use driftwood_engine::Model;
+use driftwood_engine::{Model, Session};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -54,6 +55,8 @@ pub(crate) struct Desk {
     pub slot: Slot,
     /// The token that the last step chose for a parked call, if it could.
     pub token: Option<u32>,
+    /// Sessions whose KV a replay may take where it goes on live.
+    pub ahead: Vec<Session>,
     /// Where its matrix products were computed.
     pub products: ComputeReport,
     /// Kernels that it brought.
@@ -79,7 +82,13 @@ pub(crate) struct Turn {
     pub log_lines: usize,
     /// The first limit or failure that the guest was told of: the cause, if it fails because of it.
     pub noted: Option<Error>,
+    /// Whether it fails whatever the guest does: its next host call ends it.
+    pub doomed: bool,
     pub tally: Tally,
+    /// Whether the step that was last charged evaluates tokens that nobody generated in this message.
+    pub prefills: bool,
+    /// What a replay of this message would need, if it is recorded.
+    pub tape: Option<Tape>,
 }
 
 /// What a message has cost so far.

@@ -182,6 +182,39 @@ pub enum Error {
         /// What does not fit.
         why: String,
     },
+    /// The message was to be parked, and is: it can be frozen as it is, or resumed.
+    #[error("the actor `{name}` is parked in the middle of a message; resume it first")]
+    Parked {
+        /// The actor.
+        name: String,
+    },
+    /// A replay asked for something else than what the guest was once given.
+    #[error(
+        "the replay departs from the journal at answer {at}, {what}: the guest or the machine is another one; the state before the message is intact"
+    )]
+    Departed {
+        /// What was asked for.
+        what: &'static str,
+        /// How many answers fitted.
+        at: usize,
+    },
+    /// Logits that a guest saw come out with other bits here.
+    #[error(
+        "logits of the recorded message have other bits here (other numerics?): go back to the state before the message, or resume where it began"
+    )]
+    OtherLogits,
+    /// A message was given more answers than its journal may hold.
+    #[error("the message's journal has reached its limit of {limit_bytes} bytes")]
+    LimitJournal {
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// A journal that this program did not write.
+    #[error("the journal is damaged or foreign: record {at} is none")]
+    BadJournal {
+        /// Which.
+        at: usize,
+    },
     /// A snapshot file could not be written or read.
     #[error(transparent)]
     Snapshot(#[from] driftwood_snapshot::Error),
@@ -245,6 +278,11 @@ impl Error {
             Error::OtherModel { .. } => "other_model",
             Error::OtherVocabulary { .. } => "other_vocabulary",
             Error::Unthawable { .. } => "unthawable",
+            Error::Parked { .. } => "parked",
+            Error::Departed { .. } => "departed",
+            Error::OtherLogits => "other_logits",
+            Error::LimitJournal { .. } => "limit_journal",
+            Error::BadJournal { .. } => "bad_journal",
             Error::Snapshot(_) => "snapshot",
             Error::Store(_) => "store",
             Error::System { .. } => "system",

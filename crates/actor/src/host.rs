@@ -150,7 +150,8 @@ impl Host {
         let desk = self.desk(spec.models, spec.settings, Random::seeded()?, Sessions::default(), 0);
         let instance = Instance::first(&self.runtime, &compiled, &desk, &spec.limits)?;
         let body = Body::Unborn(Some(Box::new(instance)));
-        self.actors.insert(spec.name, Actor { identity: identity.clone(), compiled, limits: spec.limits, desk, body });
+        self.actors
+            .insert(spec.name, Actor { identity: identity.clone(), compiled, limits: spec.limits, desk, body, log: None, parked: None });
         Ok(identity)
     }
 
@@ -198,7 +199,8 @@ impl Host {
         let (compiled, limits, desk) = (actor.compiled.clone(), actor.limits.clone(), actor.desk.clone());
         let desk = lock(&desk);
         let copy = self.desk(desk.grants.clone(), desk.settings.clone(), desk.random.clone(), desk.sessions.clone(), desk.messages_handled);
-        self.actors.insert(new_name.to_owned(), Actor { identity: identity.clone(), compiled, limits, desk: copy, body });
+        self.actors
+            .insert(new_name.to_owned(), Actor { identity: identity.clone(), compiled, limits, desk: copy, body, log: None, parked: None });
         Ok(identity)
     }
 
@@ -315,6 +317,7 @@ impl Host {
             turn: None,
             slot: Slot::default(),
             token: None,
+            ahead: Vec::new(),
             products: ComputeReport::default(),
             kernels: Kernels::default(),
         }))

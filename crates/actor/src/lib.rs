@@ -34,6 +34,7 @@ mod kernels;
 pub mod limits;
 #[allow(unsafe_code)] // the two traits by which Wasmtime takes memory from us
 mod linear;
+mod log;
 mod memory;
 mod message;
 mod models;
@@ -42,10 +43,12 @@ mod parked;
 mod products;
 mod random;
 mod rest;
+mod resume;
 mod runtime;
 mod sessions;
 mod source;
 mod state;
+mod tape;
 
 pub use admit::{Refusal, admit};
 pub use desk::Interrupt;

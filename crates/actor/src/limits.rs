@@ -22,6 +22,8 @@ pub struct Limits {
     pub wall: Duration,
     /// Bytes of one reply.
     pub reply_bytes: usize,
+    /// Bytes of one message's journal: some 60 for each token, and the logits themselves where an actor carries them.
+    pub journal_bytes: usize,
     /// Lines logged for one message.
     pub log_lines: usize,
     /// Bytes of one message.
@@ -40,6 +42,7 @@ impl Default for Limits {
             tokens: 1 << 20,
             wall: Duration::from_secs(600),
             reply_bytes: 16 << 20,
+            journal_bytes: 64 << 20,
             log_lines: 10_000,
             message_bytes: 16 << 20,
             settings_bytes: 1 << 20,

@@ -14,6 +14,9 @@ pub struct Message {
     pub settings: BTreeMap<String, String>,
     /// Limits for this message instead of the actor's.
     pub limits: Option<Limits>,
+    /// Parks the actor in so many host calls from the message's start (a call that takes several steps counts for each): the message ends with
+    /// [`crate::Error::Parked`], and the actor can be frozen where it stands, or go on by [`crate::Host::resume`].
+    pub park_after_calls: Option<u64>,
 }
 
 impl Message {

@@ -11,10 +11,12 @@ use crate::abi::Refused;
 use crate::desk::{Desk, SharedDesk, lock};
 use crate::instance::Guest;
 use crate::limits::TICKS_BEFORE_YIELD;
+use crate::tape::{Answer, fuel_used};
 use crate::{Error, LogLevel};
 use driftwood_compute::gpu::Buffer;
 use driftwood_engine::{Logits, Model, Work};
 use driftwood_region::Region;
+use driftwood_snapshot::Hash;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
@@ -48,8 +50,8 @@ pub(crate) enum Slot {
 pub(crate) struct Request {
     session: i32,
     logits: Option<Destination>,
-    /// Tokens to evaluate that nobody generated in this message.
-    prefill_tokens: usize,
+    /// Whether it evaluates tokens that nobody generated in this message.
+    prefills: bool,
 }
 
 #[derive(Debug)]
@@ -81,26 +83,92 @@ impl Window {
     }
 }
 
-/// Evaluates what is appended to a session in the next shared step, and hands its logits to `target`.
-pub(crate) async fn evaluate(caller: &mut Caller<'_, Guest>, session: i32, target: Target) -> Result<(), Refused> {
+/// Evaluates what is appended to a session in the next shared step, and hands its logits to `target`; or plays what came of it once.
+///
+/// # Errors
+/// Ends the guest if the message is doomed. The inner error is what the guest is answered.
+pub(crate) async fn evaluate(caller: &mut Caller<'_, Guest>, session: i32, target: Target) -> wasmtime::Result<Result<(), Refused>> {
+    let fuel = fuel_used(caller)?;
+    let answer = match play(caller, session, &target, fuel) {
+        Ok(Played::Done) => Ok(()),
+        Ok(Played::Not(expected)) => live(caller, session, target, fuel, expected).await,
+        Err(refused) => Err(refused),
+    };
+    crate::calls::check_doom(caller)?;
+    Ok(answer)
+}
+
+/// What the tape had for a step.
+enum Played {
+    /// All of it.
+    Done,
+    /// Nothing, or only the hash of the logits: the step is taken.
+    Not(Option<Hash>),
+}
+
+/// Charges the step, and plays it if the tape is playing.
+fn play(caller: &mut Caller<'_, Guest>, session: i32, target: &Target, fuel: u64) -> Result<Played, Refused> {
     let desk = caller.data().desk.clone();
-    let destination = match target {
+    let mut desk = lock(&desk);
+    desk.charge(session, target)?;
+    if !desk.is_playing() {
+        return Ok(Played::Not(None));
+    }
+    if let Some(why) = desk.play_if(fuel, |answer| if let Answer::Failed(why) = answer { Some(why.clone()) } else { None }) {
+        return Err(desk.refuse_step(why));
+    }
+    match target {
+        Target::Nothing => {}
+        Target::Token => {
+            let token = desk.play(fuel, "a token", |answer| if let Answer::Token(token) = answer { Some(*token) } else { None })?;
+            let entry = desk.sessions.entry(session)?;
+            entry.session.take_drawn(token).map_err(|_| Refused::ModelError)?;
+            desk.token = Some(token);
+        }
+        Target::Guest(bytes) => {
+            let logits = |answer: &Answer| if let Answer::Logits(hash, carried) = answer { Some((*hash, carried.clone())) } else { None };
+            let (hash, carried) = desk.play(fuel, "logits", logits)?;
+            let Some(carried) = carried else { return Ok(Played::Not(Some(hash))) };
+            let memory = caller.data().memory.ok_or(Refused::ModelError)?;
+            let fits = memory.data_mut(caller.as_context_mut()).get_mut(bytes.clone()).filter(|to| to.len() == carried.len());
+            fits.ok_or(Refused::ModelError)?.copy_from_slice(&carried);
+        }
+    }
+    desk.sessions.entry(session)?.count_as_evaluated();
+    Ok(Played::Done)
+}
+
+/// Takes the step with all who wait for one, and notes what came of it before the guest sees it.
+async fn live(caller: &mut Caller<'_, Guest>, session: i32, target: Target, fuel: u64, expected: Option<Hash>) -> Result<(), Refused> {
+    let desk = caller.data().desk.clone();
+    let destination = match &target {
         Target::Nothing => None,
         Target::Token => Some(Destination::Token(None)),
         Target::Guest(bytes) => {
             let shared = shared_memory(caller, session)?;
-            Some(Destination::Guest(Window { region: caller.data().region()?, bytes, shared }))
+            Some(Destination::Guest(Window { region: caller.data().region()?, bytes: bytes.clone(), shared }))
         }
     };
-    lock(&desk).ask(session, destination)?;
+    lock(&desk).ask(session, destination);
     let answer = Parked { _caller: caller, desk: &desk }.await;
     caller.as_context_mut().set_epoch_deadline(TICKS_BEFORE_YIELD); // parked time is not the guest's
-    answer.map_err(|why| {
-        let mut desk = lock(&desk);
-        desk.log(LogLevel::Error, &why);
-        desk.note(Error::Compute { why });
-        Refused::ModelError
-    })
+    let mut desk = lock(&desk);
+    if let Err(why) = answer {
+        desk.record(fuel, Answer::Failed(why.clone()))?;
+        return Err(desk.refuse_step(why));
+    }
+    match target {
+        Target::Token if desk.is_taped() => {
+            let token = desk.token.ok_or(Refused::ModelError)?;
+            desk.record(fuel, Answer::Token(token))
+        }
+        Target::Guest(bytes) if desk.is_taped() => {
+            let memory = caller.data().memory.ok_or(Refused::ModelError)?;
+            let logits = memory.data(&*caller).get(bytes).ok_or(Refused::ModelError)?;
+            desk.note_logits(fuel, logits, expected)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The guest's memory as the session's device sees it; `None` where the host copies logits.
@@ -138,14 +206,15 @@ impl Drop for Parked<'_, '_> {
 }
 
 impl Desk {
-    /// Charges a step to the message and puts the request into the slot.
-    fn ask(&mut self, handle: i32, logits: Option<Destination>) -> Result<(), Refused> {
+    /// Charges a step to the message.
+    fn charge(&mut self, handle: i32, target: &Target) -> Result<(), Refused> {
         let entry = self.sessions.entry(handle)?;
         let (tokens, evaluated) = (entry.session.tokens().len(), entry.evaluated());
-        if logits.is_some() && tokens == 0 {
+        let wants_logits = !matches!(target, Target::Nothing);
+        if wants_logits && tokens == 0 {
             return Err(Refused::BadArgument);
         }
-        let rows = (tokens - evaluated).max(usize::from(logits.is_some()));
+        let rows = (tokens - evaluated).max(usize::from(wants_logits));
         let prefill_tokens = (tokens - evaluated).saturating_sub(entry.fresh);
         let turn = self.turn.as_mut().expect("host calls are answered only while a message is handled");
         let limit = turn.limits.tokens;
@@ -156,8 +225,42 @@ impl Desk {
         turn.tally.evaluated_tokens += rows;
         turn.tally.prefilled_tokens += prefill_tokens;
         turn.tally.steps += 1;
-        self.slot = Slot::Asked(Request { session: handle, logits, prefill_tokens });
+        turn.prefills = prefill_tokens > 0;
         Ok(())
+    }
+
+    /// Puts the request into the slot.
+    fn ask(&mut self, session: i32, logits: Option<Destination>) {
+        if let Ok(entry) = self.sessions.entry(session)
+            && entry.lacks() > 0
+        {
+            entry.adopt(&self.ahead);
+        }
+        let prefills = self.turn().prefills;
+        self.slot = Slot::Asked(Request { session, logits, prefills });
+    }
+
+    /// Tells the log and the message's error why a step failed; the guest gets a number.
+    fn refuse_step(&mut self, why: String) -> Refused {
+        self.log(LogLevel::Error, &why);
+        self.note(Error::Compute { why });
+        Refused::ModelError
+    }
+
+    /// Notes the hash of logits that the guest is about to see, and them if the actor carries them; or compares it with what it once saw.
+    fn note_logits(&mut self, fuel: u64, logits: &[u8], expected: Option<Hash>) -> Result<(), Refused> {
+        let hash = Hash::of(logits);
+        match expected {
+            Some(then) if then == hash => Ok(()),
+            Some(_) => {
+                self.doom(Error::OtherLogits);
+                Err(Refused::ModelError)
+            }
+            None => {
+                let carried = self.carries_logits().then(|| logits.into());
+                self.record(fuel, Answer::Logits(hash, carried))
+            }
+        }
     }
 
     /// The model that a parked call waits for.
@@ -200,7 +303,7 @@ impl Desk {
             entry.fresh = 0;
         }
         let tally = &mut self.turn().tally;
-        let sum = if request.prefill_tokens > 0 { &mut tally.prefill } else { &mut tally.decode };
+        let sum = if request.prefills { &mut tally.prefill } else { &mut tally.decode };
         *sum += took;
     }
 }

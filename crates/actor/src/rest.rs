@@ -190,7 +190,7 @@ impl Host {
         let report = thawing.report(identity.clone());
         let desk = self.desk(options.models.clone(), settings, random, thawing.open, guest.state.messages_handled);
         let body = Body::Asleep(Arc::new(image));
-        self.actors.insert(name.to_owned(), Actor { identity, compiled, limits: options.limits, desk, body });
+        self.actors.insert(name.to_owned(), Actor { identity, compiled, limits: options.limits, desk, body, log: None, parked: None });
         Ok(report)
     }
 }

@@ -34,6 +34,19 @@ impl Entry {
         self.fresh = 0;
     }
 
+    /// How many tokens count as evaluated though they are not.
+    pub(crate) fn lacks(&self) -> usize {
+        self.evaluated() - self.session.evaluated()
+    }
+
+    /// Evaluates by `step` what counts as evaluated, and no more.
+    pub(crate) fn catch_up(&mut self, step: impl FnOnce(&mut Session) -> Result<(), Error>) -> Result<(), Error> {
+        let rest = self.session.tokens()[self.evaluated()..].to_vec();
+        self.session.truncate(self.evaluated())?;
+        step(&mut self.session)?;
+        Ok(self.session.append(&rest)?)
+    }
+
     /// Forgets the tokens from `length` on.
     pub(crate) fn truncate(&mut self, length: usize) -> Result<(), Refused> {
         self.session.truncate(length).map_err(|_| Refused::BadArgument)?;
@@ -93,6 +106,13 @@ impl Sessions {
             return Err(Refused::NoSuchSession);
         }
         self.open_mut().get_mut(&handle).ok_or(Refused::NoSuchSession)
+    }
+
+    /// Those that lack KV of tokens that count as evaluated.
+    pub(crate) fn lacking(&mut self) -> impl Iterator<Item = &mut Entry> {
+        let any = self.open.values().any(|entry| entry.lacks() > 0);
+        let open = if any { Some(self.open_mut()) } else { None };
+        open.into_iter().flat_map(|open| open.values_mut()).filter(|entry| entry.lacks() > 0)
     }
 
     /// All of them, to be changed: what others share is forked first.

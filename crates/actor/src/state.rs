@@ -7,15 +7,17 @@
 //! `actor.safetensors` is where the first version kept an actor; it is read, and gone with the next save.
 
 use crate::limits::NAME_BYTES_MAX;
-use crate::{Error, FreezeReport, Host, IdentityRule, ThawOptions, ThawReport};
+use crate::log::{Journals, Log, recordings};
+use crate::{Error, FreezeReport, Host, IdentityRule, Message, ThawOptions, ThawReport};
 use driftwood_snapshot::{self as snapshot, Existing, Manifest, Snapshot};
-use driftwood_store::{Chunks, Head, PAGE_BYTES, Swept};
+
+use driftwood_store::{Base, Chunks, Durability, Head, PAGE_BYTES, Swept, left_behind, sweep_journals};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 const HEAD_FILE: &str = "head";
@@ -50,6 +52,7 @@ pub fn valid_name(name: &str) -> Result<(), Error> {
 pub struct StateFolder {
     actors: PathBuf,
     chunks: Arc<Chunks>,
+    journals: Journals,
 }
 
 /// An actor in a listing. Its file is not opened for it.
@@ -85,7 +88,14 @@ impl StateFolder {
         let actors = root.join("actors");
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&actors);
         made.map_err(|e| system("make the folder", &actors, e))?;
-        Ok(StateFolder { actors, chunks: Arc::new(Chunks::open(&root.join("store"))?) })
+        let journals = Journals::new(root.join("journals"), Durability::Disk);
+        Ok(StateFolder { actors, chunks: Arc::new(Chunks::open(&root.join("store"))?), journals })
+    }
+
+    /// The same folder, where what is said is shown as soon as it survives so much. From the start it is a power cut.
+    pub fn with_durability(mut self, durability: Durability) -> StateFolder {
+        self.journals = Journals::new(self.journals.folder().to_owned(), durability);
+        self
     }
 
     /// The chunks of all actors.
@@ -141,6 +151,7 @@ impl StateFolder {
     /// # Errors
     /// If a head is damaged: nothing is removed then.
     pub fn sweep(&self) -> Result<Swept, Error> {
+        sweep_journals(self.journals.folder(), |name| Head::hash_of(&self.actors.join(name).join(HEAD_FILE)).ok())?;
         self.chunks.sweep(|| self.heads())
     }
 
@@ -218,7 +229,8 @@ impl StateFolder {
             return self.lock(name); // it was removed between opening and locking
         }
         write_holder(&mut lock).map_err(|e| system("write the lock", &lock_path, e))?;
-        let folder = ActorFolder { name: name.to_owned(), path, chunks: self.chunks.clone(), _lock: lock };
+        let (name, chunks, journals, accepted) = (name.to_owned(), self.chunks.clone(), self.journals.clone(), Mutex::default());
+        let folder = ActorFolder { name, path, chunks, journals, accepted, _lock: lock };
         snapshot::remove_stale_temps(&folder.path)?;
         Ok(folder)
     }
@@ -230,6 +242,9 @@ pub struct ActorFolder {
     name: String,
     path: PathBuf,
     chunks: Arc<Chunks>,
+    journals: Journals,
+    /// What [`ActorFolder::accept`] has recorded.
+    accepted: Mutex<Option<Log>>,
     _lock: File,
 }
 
@@ -253,9 +268,65 @@ impl ActorFolder {
         let (form, path) = self.at_rest().ok_or_else(|| Error::NoSuchActor { name: self.name.clone() })?;
         options.identity = if form == Form::Imported { IdentityRule::Mint } else { IdentityRule::Keep };
         match form {
-            Form::Head => host.thaw_head(&path, &self.chunks, &self.name, options),
+            Form::Head => {
+                let report = host.thaw_head(&path, &self.chunks, &self.name, options)?;
+                self.log_in(host).inspect_err(|_| drop(host.remove(&self.name)))?;
+                Ok(report)
+            }
             Form::File | Form::Imported => host.thaw(&path, &self.name, options),
         }
+    }
+
+    /// Records a message durably before anything is done about it, even before the actor is thawed: whoever is killed from now on leaves it to
+    /// be resumed. The actor must have been saved here, and must not be parked.
+    ///
+    /// # Errors
+    /// If the journal cannot be written, or there is a message to be resumed first.
+    pub fn accept(&self, message: &Message) -> Result<(), Error> {
+        let base = self.base()?;
+        if self.left(&base)?.is_some() {
+            return Err(Error::Parked { name: self.name.clone() });
+        }
+        let mut log = Log::new(self.journals.clone(), base);
+        log.accept(&message.bytes, &message.settings)?;
+        *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(log);
+        Ok(())
+    }
+
+    /// Whether a process died in the middle of a message of this actor, or before it had kept what came of one.
+    ///
+    /// # Errors
+    /// If journals cannot be read.
+    pub fn is_cut_off(&self) -> Result<bool, Error> {
+        match self.at_rest() {
+            Some((Form::Head, _)) => Ok(self.left(&self.base()?)?.is_some()),
+            _ => Ok(false),
+        }
+    }
+
+    /// Has the host record the actor's messages, and parks it where a process has left some.
+    fn log_in(&self, host: &mut Host) -> Result<(), Error> {
+        if let Some(log) = self.accepted.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return host.log_to(&self.name, log);
+        }
+        let base = self.base()?;
+        let left = self.left(&base)?;
+        host.log_to(&self.name, Log::new(self.journals.clone(), base))?;
+        left.map_or(Ok(()), |records| host.take_left(&self.name, &records))
+    }
+
+    /// The head that stands now, as journals name it.
+    fn base(&self) -> Result<Base, Error> {
+        let head = Head::read(&self.head())?;
+        Ok(Base { name: self.name.clone(), id: head.identity.id, head: Head::hash_of(&self.head())? })
+    }
+
+    /// Records of messages that had an effect, or may have, and are in no head.
+    fn left(&self, base: &Base) -> Result<Option<Vec<Vec<u8>>>, Error> {
+        let left = left_behind(self.journals.folder(), base)?;
+        let records = left.map(|left| left.records).unwrap_or_default();
+        let any = !recordings(records.iter().map(Vec::as_slice))?.is_empty();
+        Ok(any.then_some(records))
     }
 
     /// Keeps the actor of this name in the host: what is new becomes chunks, and a head takes the place of the former.
@@ -264,6 +335,7 @@ impl ActorFolder {
     /// As [`Host::keep`]; the former state stays then.
     pub fn save(&self, host: &mut Host) -> Result<FreezeReport, Error> {
         let report = host.keep(&self.name, &self.chunks, &self.head())?;
+        host.rebase(&self.name, self.base()?, &self.journals)?;
         for former in [ACTOR_FILE, IMPORTED_FILE].map(|file| self.path.join(file)) {
             match std::fs::remove_file(&former) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(system("remove", &former, e)),

@@ -114,8 +114,12 @@ impl Session {
         Ok(self.sampler.sample(logits, &self.tokens)?)
     }
 
-    /// Takes note of a token that a device chose as [`Sampler::draw_on_device`] told it to.
-    pub(crate) fn take_drawn(&mut self, token: u32) -> Result<u32, Error> {
+    /// Takes note of a token that somebody else chose as this session's sampler would have: a device, or the one whose past is replayed. The
+    /// sampler goes on behind it; the token is not appended.
+    ///
+    /// # Errors
+    /// If it stands for none.
+    pub fn take_drawn(&mut self, token: u32) -> Result<u32, Error> {
         Ok(self.sampler.take_drawn(token)?)
     }
 

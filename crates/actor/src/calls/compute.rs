@@ -3,13 +3,14 @@
 //! With a GPU the product is computed where it lies. The guest stands in this call until the GPU is done, and nobody holds a reference to
 //! its memory meanwhile: its bytes belong to the GPU between submission and completion.
 
-use super::{MODULE, charge, granted, number, on_desk, with_desk};
+use super::{MODULE, charge, check_doom, granted, note_computed, number, on_desk, with_desk};
 use crate::abi::Refused;
 use crate::desk::{Desk, lock};
 use crate::instance::Guest;
 use crate::limits::{MATMUL_PRODUCTS_MAX, PRODUCTS_PER_FUEL};
 use crate::memory::GuestMemory;
 use crate::products::{GpuPath, SharedAddresses};
+use crate::tape::fuel_used;
 use crate::{Error, LogLevel};
 use driftwood_compute::gpu::{GemmRanges, GemmShape, Gpu, GpuError};
 use std::ops::Range;
@@ -22,7 +23,11 @@ pub(super) fn link(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         let product = granted!(product?);
         charge(&mut caller, product.products() / PRODUCTS_PER_FUEL)?;
         let gpu = with_desk(&mut caller, 0, |memory, desk| product.check(memory, desk))?;
-        Ok(number(gpu.and_then(|gpu| product.compute(&mut caller, gpu.as_ref()))))
+        let fuel = fuel_used(&caller)?;
+        let computed = gpu.and_then(|gpu| product.compute(&mut caller, gpu.as_ref()));
+        let noted = computed.and_then(|done| note_computed(&mut caller, fuel, &product.ranges[2..]).map(|()| done));
+        check_doom(&caller)?;
+        Ok(number(noted))
     })?;
     Ok(())
 }

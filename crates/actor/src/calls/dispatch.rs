@@ -5,12 +5,13 @@
 //!
 //! Before the work the call yields once, so that the wall limit ends a guest that does nothing but dispatch, and others get their turn.
 
-use super::{Answer, MODULE, charge, granted, number, on_desk, text_fuel, with_desk};
+use super::{Answer, MODULE, charge, check_doom, granted, note_computed, number, on_desk, text_fuel, with_desk};
 use crate::abi::{Binding, Grid, Refused};
 use crate::desk::{Desk, lock};
 use crate::instance::Guest;
 use crate::limits::{DISPATCH_FUEL, OPERATIONS_PER_FUEL};
 use crate::memory::GuestMemory;
+use crate::tape::fuel_used;
 use crate::{Error, LogLevel};
 use driftwood_compute::gpu::{Gpu, GpuError, GuestDispatch, GuestDispatchError, GuestKernelError, GuestKernelLimits};
 use std::future::poll_fn;
@@ -39,7 +40,12 @@ async fn dispatch(mut caller: Caller<'_, Guest>, arguments: Arguments) -> wasmti
     let cost = kernel.checked().admit(order.workgroups);
     let cost = granted!(on_desk(&mut caller, |_, desk| cost.map_err(|error| refuse(desk, error.into()))));
     charge(&mut caller, cost / OPERATIONS_PER_FUEL)?;
-    Ok(number(order.run(&mut caller, &gpu, &kernel)))
+    let fuel = fuel_used(&caller)?;
+    let ran = order.run(&mut caller, &gpu, &kernel);
+    let ranges: Vec<_> = order.ranges.iter().map(|range| range.start as usize..range.end as usize).collect();
+    let noted = ran.and_then(|done| note_computed(&mut caller, fuel, &ranges).map(|()| done));
+    check_doom(&caller)?;
+    Ok(number(noted))
 }
 
 /// The call's arguments as they come.

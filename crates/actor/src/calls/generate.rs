@@ -10,6 +10,7 @@ use crate::instance::Guest;
 use crate::limits::{STOP_BYTES_MAX, STOPS_MAX};
 use crate::memory::GuestMemory;
 use crate::parked::{Target, evaluate};
+use crate::tape::fuel_used;
 use wasmtime::{Caller, Linker};
 
 pub(super) fn link(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
@@ -21,14 +22,15 @@ pub(super) fn link(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 }
 
 async fn next(mut caller: Caller<'_, Guest>, session: i32) -> wasmtime::Result<i32> {
+    let fuel = fuel_used(&caller)?;
     let ready = with_desk(&mut caller, 0, |_, desk| {
         if desk.sessions.get(session)?.room() == 0 {
             return Err(Refused::ContextFull);
         }
-        if desk.interrupt.is_set() { Err(Refused::Interrupted) } else { Ok(()) }
+        if desk.is_interrupted(fuel)? { Err(Refused::Interrupted) } else { Ok(()) }
     });
     granted!(ready?);
-    granted!(evaluate(&mut caller, session, Target::Token).await);
+    granted!(evaluate(&mut caller, session, Target::Token).await?);
     Ok(super::number(with_desk(&mut caller, 0, |_, desk| desk.take_token(session).map(|token| token as i32))?))
 }
 
@@ -46,10 +48,11 @@ impl Desk {
 async fn generate(mut caller: Caller<'_, Guest>, session: i32, options: u32) -> wasmtime::Result<i32> {
     let mut run = granted!(with_desk(&mut caller, 0, |memory, desk| Run::new(memory, desk, session, options))?);
     let finish = loop {
-        if let Some(finish) = granted!(with_desk(&mut caller, 0, |_, desk| run.before_token(desk))?) {
+        let fuel = fuel_used(&caller)?;
+        if let Some(finish) = granted!(with_desk(&mut caller, 0, |_, desk| run.before_token(desk, fuel))?) {
             break finish;
         }
-        match evaluate(&mut caller, session, Target::Token).await {
+        match evaluate(&mut caller, session, Target::Token).await? {
             Ok(()) => {}
             Err(Refused::TokenLimit) => break Finish::TokenLimit,
             Err(refused) => return Ok(refused as i32),
@@ -84,7 +87,7 @@ impl Run {
     }
 
     /// What ends the generation before another token.
-    fn before_token(&self, desk: &Desk) -> Result<Option<Finish>, Refused> {
+    fn before_token(&self, desk: &mut Desk, fuel_used: u64) -> Result<Option<Finish>, Refused> {
         let session = desk.sessions.get(self.session)?;
         if self.generated >= self.options.max_tokens {
             return Ok(Some(Finish::Length));
@@ -92,7 +95,7 @@ impl Run {
         if session.room() == 0 {
             return Ok(Some(Finish::Context));
         }
-        Ok(desk.interrupt.is_set().then_some(Finish::Interrupted))
+        Ok(desk.is_interrupted(fuel_used)?.then_some(Finish::Interrupted))
     }
 
     /// Takes the next token from the desk's logits; says so if the generation ends with it.

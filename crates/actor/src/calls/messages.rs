@@ -6,6 +6,7 @@ use crate::abi::Refused;
 use crate::desk::Desk;
 use crate::instance::Guest;
 use crate::memory::GuestMemory;
+use crate::tape::fuel_used;
 use std::time::{SystemTime, UNIX_EPOCH};
 use wasmtime::{Caller, Linker};
 
@@ -23,7 +24,9 @@ pub(super) fn link(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         answer(&mut c, text_fuel(name_length), |m, d| setting(m, d, (name, name_length), (buffer, capacity)))
     })?;
     linker.func_wrap(MODULE, "time_ms", |mut c: Caller<'_, Guest>| {
-        Ok::<i64, wasmtime::Error>(with_desk(&mut c, 0, |_, _| Ok(time_ms()))?.unwrap_or_else(|refused| refused as i64))
+        let fuel = fuel_used(&c)?;
+        let time = with_desk(&mut c, 0, |_, desk| desk.time_ms(fuel, time_ms()))?;
+        Ok::<i64, wasmtime::Error>(time.unwrap_or_else(|refused| refused as i64))
     })?;
     linker.func_wrap(MODULE, "random", |mut c: Caller<'_, Guest>, buffer: u32, length: u32| {
         answer(&mut c, length.into(), |m, d| {

@@ -15,7 +15,9 @@ use crate::desk::{Desk, lock};
 use crate::instance::Guest;
 use crate::limits::{CALL_FUEL, TEXT_BYTE_FUEL};
 use crate::memory::GuestMemory;
+use driftwood_snapshot::Hash;
 use std::future::Future;
+use std::ops::Range;
 use wasmtime::{AsContextMut, Caller, Linker};
 
 /// All functions of the contract.
@@ -48,7 +50,25 @@ fn with_desk<R>(
     let Some(memory) = caller.data().memory else { return Ok(Err(NO_MESSAGE)) };
     let most = TEXT_BYTE_FUEL * memory.data_size(&*caller) as u64; // a wild length is refused for what it is, not for its cost
     charge(caller, fuel.min(most))?;
-    Ok(on_desk(caller, call))
+    check_call(caller)?;
+    let answer = on_desk(caller, call);
+    check_doom(caller)?;
+    Ok(answer)
+}
+
+/// Ends the message here if it is to be parked in this call, or is doomed.
+fn check_call(caller: &Caller<'_, Guest>) -> wasmtime::Result<()> {
+    if lock(&caller.data().desk).may_call() { Ok(()) } else { Err(doomed()) }
+}
+
+/// Ends the message if it fails whatever the guest does.
+pub(crate) fn check_doom(caller: &Caller<'_, Guest>) -> wasmtime::Result<()> {
+    if lock(&caller.data().desk).turn.as_ref().is_some_and(|turn| turn.doomed) { Err(doomed()) } else { Ok(()) }
+}
+
+/// The trap of a message whose true error is noted on its desk.
+fn doomed() -> wasmtime::Error {
+    wasmtime::Error::msg("the host ended the message")
 }
 
 /// As [`with_desk`], for a part of a call that is paid for.
@@ -68,6 +88,20 @@ fn on_desk<R>(
 
 /// What every call answers from `start` and `_initialize`, so that an actor's birth is the same wherever it happens.
 const NO_MESSAGE: Refused = Refused::BadArgument;
+
+/// Notes what was computed in ranges of the guest's memory, or compares it with what once was.
+fn note_computed(caller: &mut Caller<'_, Guest>, fuel_used: u64, ranges: &[Range<usize>]) -> Result<(), Refused> {
+    if !lock(&caller.data().desk).is_taped() {
+        return Ok(());
+    }
+    on_desk(caller, |memory, desk| {
+        let mut hasher = blake3::Hasher::new();
+        for range in ranges {
+            hasher.update(memory.bytes(range.start as u32, range.len() as u32)?);
+        }
+        desk.computed(fuel_used, Hash(*hasher.finalize().as_bytes()))
+    })
+}
 
 /// Takes fuel for work that the host does; a guest that has too little left ends as it would by its own instructions.
 fn charge(caller: &mut Caller<'_, Guest>, fuel: u64) -> wasmtime::Result<()> {

@@ -140,7 +140,7 @@ async fn decode(mut caller: Caller<'_, Guest>, session: i32, logits: u32, count:
         if count as usize == vocabulary { Ok(bytes) } else { Err(Refused::BadArgument) }
     });
     let bytes = granted!(checked?);
-    Ok(number(evaluate(&mut caller, session, Target::Guest(bytes)).await.map(|()| 0)))
+    Ok(number(evaluate(&mut caller, session, Target::Guest(bytes)).await?.map(|()| 0)))
 }
 
 /// Long prefills go in chunks, so that others get their turn; the bits are the same.
@@ -160,7 +160,7 @@ async fn prefill(mut caller: Caller<'_, Guest>, session: i32, tokens: u32, count
         let chunk = (count - done).min(PREFILL_CHUNK_TOKENS as u32);
         let appended = with_desk(&mut caller, 0, |memory, desk| desk.append(session, memory.slice(tokens + 4 * done, chunk)?));
         granted!(appended?);
-        granted!(evaluate(&mut caller, session, Target::Nothing).await);
+        granted!(evaluate(&mut caller, session, Target::Nothing).await?);
         done += chunk;
         if done == count {
             break;

@@ -32,8 +32,8 @@ const SLICE_MS: f64 = 60.0;
 /// Tokens of a slice, however long a step takes. A run is four slices of eight pairs: at least 512 tokens.
 const SLICE_TOKENS: RangeInclusive<usize> = 16..=32;
 
-/// Tokens of the prompt.
-const PROMPT_TOKENS: usize = 64;
+/// Tokens of the prompt: few, since all of a run is to be at a short context.
+const PROMPT_TOKENS: usize = 16;
 
 /// The one actor.
 const ACTOR: &str = "bench";

@@ -1,0 +1,140 @@
+//! Resuming an actor that was parked in the middle of a message, or whose process died: its guest runs again from the state before, with
+//! the answers of the recording, until it stands where it stood, and goes on live.
+
+use crate::actor::Parked;
+use crate::delivery::Delivery;
+use crate::desk::{SharedDesk, lock};
+use crate::host::{Host, no_such};
+use crate::log::{Journals, Log, recordings};
+use crate::tape::Recording;
+use crate::{Error, Event, Message, Outcome};
+use driftwood_engine::{Logits, Work};
+use driftwood_store::Base;
+
+impl Host {
+    /// Whether an actor stands in the middle of a message, or has handled messages that its state does not hold yet.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn is_parked(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.actors.get(name).ok_or_else(|| no_such(name))?.parked.is_some())
+    }
+
+    /// Replays what was recorded of an actor's messages, without inference, and goes on live where the recording ends, until the last
+    /// message is handled. The reply is told from its beginning. Answers what came of each message; none if the actor is not parked.
+    ///
+    /// `park_after_calls` is as in [`Message`], of the last message.
+    ///
+    /// # Errors
+    /// [`Error::Departed`] or [`Error::OtherLogits`] if the replay is not what was recorded, or whatever hinders it: the actor is parked as before then
+    /// ([`Host::discard`] gives the recording up). If the last message fails by its guest's own fault it had no effect, as ever.
+    pub fn resume(
+        &mut self,
+        name: &str,
+        park_after_calls: Option<u64>,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Vec<Outcome>, Error> {
+        let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
+        let Some(Parked { recordings, ahead }) = actor.parked.take() else { return Ok(Vec::new()) };
+        lock(&actor.desk).ahead = ahead;
+        let mut outcomes = Vec::new();
+        for at in 0..recordings.len() {
+            let Recording { message, overrides, answers, done } = recordings[at].clone();
+            let last = at + 1 == recordings.len();
+            let park_after_calls = park_after_calls.filter(|_| last);
+            let message = Message { actor: name.to_owned(), bytes: message, settings: overrides, limits: None, park_after_calls };
+            match self.again(message, answers, on_event) {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(error) => {
+                    let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
+                    let ahead = std::mem::take(&mut lock(&actor.desk).ahead);
+                    if actor.parked.is_none() && (done || !is_guests_fault(&error)) {
+                        actor.parked = Some(Parked { recordings: recordings[at..].to_vec(), ahead });
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        self.forget_ahead(name);
+        Ok(outcomes)
+    }
+
+    fn again(&mut self, message: Message, answers: Vec<crate::tape::Taped>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, Error> {
+        let runtime = self.shared_runtime();
+        let _ticking = runtime.ticking();
+        let mut results = Delivery::again(message, answers).run(self, &mut |_, event| on_event(event));
+        results.pop().expect("one message has one result")
+    }
+
+    fn forget_ahead(&mut self, name: &str) {
+        if let Some(actor) = self.actors.get(name) {
+            lock(&actor.desk).ahead.clear();
+        }
+    }
+
+    /// Gives up what was recorded of a parked actor: it is as it was before those messages.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn discard(&mut self, name: &str) -> Result<(), Error> {
+        self.actors.get_mut(name).ok_or_else(|| no_such(name))?.parked = None;
+        Ok(())
+    }
+
+    /// Records an actor's messages from now on.
+    pub(crate) fn log_to(&mut self, name: &str, log: Log) -> Result<(), Error> {
+        self.actors.get_mut(name).ok_or_else(|| no_such(name))?.log = Some(log);
+        Ok(())
+    }
+
+    /// A head holds all that was recorded of an actor: what follows continues that one. `journals` serve an actor that is not recorded yet.
+    pub(crate) fn rebase(&mut self, name: &str, base: Base, journals: &Journals) -> Result<(), Error> {
+        let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
+        match &mut actor.log {
+            Some(log) => log.rebase(base),
+            none => {
+                *none = Some(Log::new(journals.clone(), base));
+                Ok(())
+            }
+        }
+    }
+
+    /// Parks an actor with what a process that died has left of its messages, which goes to the journal of this process.
+    pub(crate) fn take_left(&mut self, name: &str, records: &[Vec<u8>]) -> Result<(), Error> {
+        let recordings = recordings(records.iter().map(Vec::as_slice))?;
+        let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
+        if let Some(log) = &mut actor.log {
+            log.take_over(&recordings)?;
+        }
+        actor.parked = (!recordings.is_empty()).then(|| Parked { recordings, ahead: Vec::new() });
+        Ok(())
+    }
+
+    /// Computes the KV that a replay left out, so that the state is that of a message that was never cut.
+    pub(crate) fn evaluate_replayed(&mut self, desk: &SharedDesk) -> Result<(), Error> {
+        let mut desk = lock(desk);
+        let desk = &mut *desk;
+        for entry in desk.sessions.lacking() {
+            entry.adopt(&desk.ahead);
+            let batch = self.batch(&entry.session.model().clone());
+            entry.catch_up(|session| Ok(batch.step(&mut [Work::new(session, Logits::None)])?))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a message failed by what its guest did, as it would have without a replay.
+fn is_guests_fault(error: &Error) -> bool {
+    use Error::*;
+    let limits = matches!(
+        error,
+        LimitFuel { .. }
+            | LimitMemory { .. }
+            | LimitWall { .. }
+            | LimitTokens { .. }
+            | LimitSessions { .. }
+            | LimitKv { .. }
+            | LimitReply { .. }
+    );
+    limits || matches!(error, Trap { .. } | GuestFailed { .. } | LimitJournal { .. } | Kernel(_) | NoGpu { .. })
+}
