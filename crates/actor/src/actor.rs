@@ -1,6 +1,7 @@
 //! One actor in a host: its body in Wasm, its desk, and the checkpoint that a message can be rolled back to.
 
 use crate::desk::{SharedDesk, Turn, lock};
+use crate::history::Past;
 use crate::instance::{Image, Instance, trap};
 use crate::limits::Limits;
 use crate::random::Random;
@@ -8,6 +9,7 @@ use crate::runtime::{Compiled, Runtime};
 use crate::sessions::Sessions;
 use crate::{Error, Message, Outcome, Timings};
 use driftwood_snapshot::{Hash, Identity};
+use driftwood_store::{HeadTurn, Text};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ pub(crate) struct Actor {
     pub limits: Limits,
     pub desk: SharedDesk,
     pub body: Body,
+    pub past: Past,
 }
 
 /// Where an actor's memory and globals are.
@@ -109,6 +112,12 @@ impl Actor {
         let turn = desk.turn.take().unwrap_or_default();
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let tally = turn.tally;
+        self.past.handled(HeadTurn {
+            message: Text(turn.message),
+            reply: Text(turn.reply.clone()),
+            tokens: tally.generated.clone(),
+            prefilled: tally.prefilled_tokens as u64,
+        });
         Outcome {
             reply: turn.reply,
             tokens: tally.generated,

@@ -182,6 +182,14 @@ pub enum Error {
         /// What does not fit.
         why: String,
     },
+    /// The actor's history has no such moment.
+    #[error("the actor's history has no moment after {turn} messages; it has those after {known}")]
+    NoSuchTurn {
+        /// Messages asked for.
+        turn: u64,
+        /// The moments that are nearest, as ranges.
+        known: String,
+    },
     /// A snapshot file could not be written or read.
     #[error(transparent)]
     Snapshot(#[from] driftwood_snapshot::Error),
@@ -245,6 +253,7 @@ impl Error {
             Error::OtherModel { .. } => "other_model",
             Error::OtherVocabulary { .. } => "other_vocabulary",
             Error::Unthawable { .. } => "unthawable",
+            Error::NoSuchTurn { .. } => "no_such_turn",
             Error::Snapshot(_) => "snapshot",
             Error::Store(_) => "store",
             Error::System { .. } => "system",

@@ -41,6 +41,12 @@ pub struct Head {
     pub pools: Vec<PoolInfo>,
     /// Its inference timelines.
     pub sessions: Vec<HeadSession>,
+    /// The head that it follows, as a chunk: the whole text, its first line included. Only the direct predecessor is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<Chunk>,
+    /// The messages that were handled since then, as [`write_turns`] writes them; absent if there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns: Option<Chunk>,
     /// Anything for people or later versions.
     #[serde(default)]
     pub notes: BTreeMap<String, serde_json::Value>,
@@ -100,12 +106,20 @@ impl Head {
     /// # Errors
     /// If the disk refuses; what was there stays.
     pub fn publish(&self, path: &Path) -> Result<u64, Error> {
-        let json = serde_json::to_string(self).map_err(|e| Error::system("write", path, std::io::Error::other(e)))?;
-        let text = format!("{MAGIC} {HEAD_VERSION} {}\n{json}", Hash::of(json.as_bytes()));
+        let text = self.text()?;
         let mut temp = Temp::beside(path)?;
         temp.file.write_all(text.as_bytes()).map_err(|e| Error::system("write", path, e))?;
         temp.publish(Existing::Replace)?;
         Ok(text.len() as u64)
+    }
+
+    /// The file: its first line and the JSON. The chunk by which the next head names this one holds the same.
+    ///
+    /// # Errors
+    /// If its notes or samplers cannot be JSON.
+    pub fn text(&self) -> Result<String, Error> {
+        let json = serde_json::to_string(self).map_err(|e| Error::system("write", Path::new("a head"), std::io::Error::other(e)))?;
+        Ok(format!("{MAGIC} {HEAD_VERSION} {}\n{json}", Hash::of(json.as_bytes())))
     }
 
     /// Reads a head and checks it: its own hash, all bounds, and that counts and lengths agree. No chunk is looked at.
@@ -147,6 +161,7 @@ impl Head {
             let pool = pool.ok_or_else(|| Flaw::Bad(format!("sessions[{index}] names no pool")))?;
             session.check(pool).map_err(|why| Flaw::Bad(format!("sessions[{index}]: {why}")))?;
         }
+        self.check_history()?;
         self.manifest().check().map_err(|e| Flaw::Bad(e.to_string()))
     }
 
@@ -187,7 +202,8 @@ impl Head {
     pub fn chunks(&self) -> impl Iterator<Item = Chunk> + '_ {
         let guest = self.guest.iter().flat_map(|guest| std::iter::once(guest.module).chain(guest.memory.leaves.iter().flatten().copied()));
         let pieces = |session: &'_ HeadSession| session.blocks.iter().flatten().map(|piece| piece.rows).collect::<Vec<_>>();
-        guest.chain(self.sessions.iter().flat_map(move |session| session.ids.iter().copied().chain(pieces(session))))
+        let sessions = self.sessions.iter().flat_map(move |session| session.ids.iter().copied().chain(pieces(session)));
+        guest.chain(sessions).chain(self.former).chain(self.turns)
     }
 
     /// Bytes of keys and values.
@@ -318,6 +334,6 @@ pub(crate) enum Flaw {
     Bad(String),
 }
 
-fn require(ok: bool, why: impl FnOnce() -> String) -> Result<(), Flaw> {
+pub(crate) fn require(ok: bool, why: impl FnOnce() -> String) -> Result<(), Flaw> {
     if ok { Ok(()) } else { Err(Flaw::Bad(why())) }
 }

@@ -161,6 +161,8 @@ fn head(session: &Session, commit: &Commit<'_>) -> Result<Head> {
         guest: None,
         pools: vec![driftwood_actor::pool_info(session)],
         sessions: vec![driftwood_actor::head_session(1, session, 0, &kv, commit)?],
+        former: None,
+        turns: None,
         notes: BTreeMap::new(),
     })
 }
