@@ -112,12 +112,7 @@ impl Actor {
         let turn = desk.turn.take().unwrap_or_default();
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let tally = turn.tally;
-        self.past.handled(HeadTurn {
-            message: Text(turn.message),
-            reply: Text(turn.reply.clone()),
-            tokens: tally.generated.clone(),
-            prefilled: tally.prefilled_tokens as u64,
-        });
+        self.past.handled(HeadTurn { message: Text(turn.message), reply: Text(turn.reply.clone()), tokens: tally.generated.clone() });
         Outcome {
             reply: turn.reply,
             tokens: tally.generated,

@@ -187,7 +187,7 @@ pub enum Error {
     NoSuchTurn {
         /// Messages asked for.
         turn: u64,
-        /// The moments that are nearest, as ranges.
+        /// The moments that there are, as ranges.
         known: String,
     },
     /// A snapshot file could not be written or read.

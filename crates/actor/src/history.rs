@@ -63,7 +63,7 @@ pub struct Moment {
     pub turns: Vec<HeadTurn>,
     /// What it was: [`Head::state_hash`].
     pub state: Hash,
-    /// Bytes that it names, pages of memory not counted.
+    /// Bytes that it names: of chunks that others name, too, all of them.
     pub bytes: u64,
 }
 
@@ -71,8 +71,8 @@ pub struct Moment {
 pub(crate) fn moments(head: &Head, chunks: &Chunks) -> Result<Vec<Moment>, Error> {
     let moment = |head: Result<Head, _>| {
         let head = head?;
-        let bytes = head.chunks().map(|chunk| chunk.len_bytes).sum();
-        Ok(Moment { turn: head.turn(), turns: head.turns(chunks)?, state: head.state_hash(chunks)?, bytes })
+        let (turns, state) = (head.turns(chunks)?, head.state_hash(chunks)?);
+        Ok(Moment { turn: head.turn(), turns, state, bytes: head.named_bytes() })
     };
     let mut moments: Vec<Moment> = head.history(chunks).map(moment).collect::<Result<_, Error>>()?;
     moments.reverse();
@@ -85,10 +85,8 @@ pub(crate) fn head_at(head: &Head, chunks: &Chunks, turn: u64) -> Result<Head, E
     for moment in head.history(chunks) {
         let moment = moment?;
         known.push(moment.turn());
-        match moment.turn() {
-            found if found == turn => return Ok(moment),
-            found if found < turn => break,
-            _ => {}
+        if moment.turn() == turn {
+            return Ok(moment);
         }
     }
     Err(Error::NoSuchTurn { turn, known: ranges(known) })

@@ -60,6 +60,6 @@ pub use limits::Limits;
 pub use message::{Event, LogLevel, Message, Outcome, Timings};
 pub use models::ModelResolver;
 pub use products::{ComputeReport, GpuPath, SharedAddresses};
-pub use rest::{Exactness, FreezeReport, IdentityRule, ThawOptions, ThawReport, pool_info};
+pub use rest::{Exactness, FreezeReport, IdentityRule, ThawOptions, ThawReport, live_dtype, pool_info};
 pub use source::restore_session;
 pub use state::{ActorFolder, InState, Listed, Rewound, StateFolder, valid_name};

@@ -317,7 +317,8 @@ fn stored_dtype(dtype: KvDType) -> snapshot::KvDType {
     }
 }
 
-fn live_dtype(dtype: snapshot::KvDType) -> KvDType {
+/// How a live session stores what a snapshot calls so.
+pub fn live_dtype(dtype: snapshot::KvDType) -> KvDType {
     match dtype {
         snapshot::KvDType::F16 => KvDType::F16,
         snapshot::KvDType::F32 => KvDType::F32,

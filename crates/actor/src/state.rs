@@ -10,7 +10,7 @@ use crate::history::{self, Moment};
 use crate::limits::NAME_BYTES_MAX;
 use crate::{Error, FreezeReport, Host, IdentityRule, ThawOptions, ThawReport};
 use driftwood_snapshot::{self as snapshot, Existing, Manifest, Snapshot};
-use driftwood_store::{Chunks, Head, PAGE_BYTES, Swept};
+use driftwood_store::{Chunks, Head, Swept};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -174,9 +174,7 @@ impl StateFolder {
         let (form, path) = self.check_exists(name)?;
         if form == Form::Head {
             let head = Head::read(&path)?;
-            let pages = head.guest.as_ref().map_or(0, |guest| u64::from(guest.memory.stored_pages) * PAGE_BYTES as u64);
-            let bytes = pages + head.chunks().map(|chunk| chunk.len_bytes).sum::<u64>();
-            return Ok(InState { manifest: head.manifest(), path, bytes, kv_bytes: head.kv_bytes() });
+            return Ok(InState { manifest: head.manifest(), path, bytes: head.named_bytes(), kv_bytes: head.kv_bytes() });
         }
         let file = snapshot::inspect(&path)?;
         let kv = |t: &&snapshot::TensorInfo| t.name.starts_with("kv.") || t.name.ends_with(".tail");

@@ -206,6 +206,12 @@ impl Head {
         guest.chain(sessions).chain(self.former).chain(self.turns)
     }
 
+    /// Bytes of all that it names, pages of memory included; of what others name, too.
+    pub fn named_bytes(&self) -> u64 {
+        let pages = self.guest.as_ref().map_or(0, |guest| u64::from(guest.memory.stored_pages) * PAGE_BYTES as u64);
+        pages + self.chunks().map(|chunk| chunk.len_bytes).sum::<u64>()
+    }
+
     /// Bytes of keys and values.
     pub fn kv_bytes(&self) -> u64 {
         self.sessions.iter().flat_map(|session| &session.blocks).flatten().map(|piece| piece.rows.len_bytes).sum()

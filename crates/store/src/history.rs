@@ -24,8 +24,6 @@ pub struct HeadTurn {
     pub reply: Text,
     /// The ids of the tokens that were generated meanwhile, in order.
     pub tokens: Vec<u32>,
-    /// Tokens that were evaluated and not generated.
-    pub prefilled: u64,
 }
 
 /// Bytes that are text as a rule. In JSON: a string, or if they are no UTF-8 `{"hex": "00ff"}`.

@@ -82,7 +82,9 @@ impl Chunks {
         let mut live: HashSet<PackId> = HashSet::new();
         let mut seen = HashSet::new();
         for path in heads()? {
-            self.each_head(&path, &mut seen, &mut |_, chunk| drop(live.insert(chunk.pack)))?;
+            self.each_head(&path, &mut seen, &mut |_, chunk| {
+                live.insert(chunk.pack);
+            })?;
         }
         let mut swept = Swept::default();
         for (pack, path, bytes) in self.pack_files()? {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 fn turn(number: u64) -> HeadTurn {
     let text = |what: &str| Text(format!("{what} {number}").into_bytes());
-    HeadTurn { message: text("question"), reply: text("answer"), tokens: vec![number as u32; 3], prefilled: 7 }
+    HeadTurn { message: text("question"), reply: text("answer"), tokens: vec![number as u32; 3] }
 }
 
 /// What follows `former` after messages up to `until`; each moment has a page of memory of its own.
