@@ -77,13 +77,12 @@ pub fn run(globals: &Globals, args: &LogArgs) -> Result<()> {
 /// Each message of a moment and its reply. Only the last led to a state that is known.
 fn lines(moment: &Moment) -> Vec<Line<'_>> {
     let first = moment.turn - (moment.turns.len() as u64).min(moment.turn) + 1;
-    let both =
-        |(turn, HeadTurn { message, reply, tokens }): (u64, &'_ HeadTurn)| {
-            let after = (turn == moment.turn).then_some(moment);
-            [("user", &message.0[..], &[][..], None), ("assistant", &reply.0[..], &tokens[..], after)]
-                .map(|(role, text, tokens, after)| Line { turn, role, text, tokens, after })
-        };
-    (first..).zip(&moment.turns).flat_map(both).collect()
+    (first..).zip(&moment.turns).flat_map(|(turn, handled)| both(turn, handled, (turn == moment.turn).then_some(moment))).collect()
+}
+
+fn both<'a>(turn: u64, handled: &'a HeadTurn, after: Option<&'a Moment>) -> [Line<'a>; 2] {
+    let user = Line { turn, role: "user", text: &handled.message.0, tokens: &[], after: None };
+    [user, Line { turn, role: "assistant", text: &handled.reply.0, tokens: &handled.tokens, after }]
 }
 
 impl Line<'_> {
