@@ -1,6 +1,7 @@
 //! One actor in a host: its body in Wasm, its desk, and the checkpoint that a message can be rolled back to.
 
 use crate::desk::{SharedDesk, Turn, lock};
+use crate::history::Past;
 use crate::instance::{Image, Instance, trap};
 use crate::limits::Limits;
 use crate::log::Log;
@@ -11,6 +12,7 @@ use crate::tape::{Recording, Tape, Taped};
 use crate::{Error, Message, Outcome, Timings};
 use driftwood_engine::Session;
 use driftwood_snapshot::{Hash, Identity};
+use driftwood_store::{HeadTurn, Text};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +26,8 @@ pub(crate) struct Actor {
     pub limits: Limits,
     pub desk: SharedDesk,
     pub body: Body,
+    /// The heads and messages behind it.
+    pub past: Past,
     /// Where its messages are recorded, if they are.
     pub log: Option<Log>,
     /// Messages since the state that it is in, the last of which it may be in the middle of.
@@ -148,6 +152,7 @@ impl Actor {
         }
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let tally = turn.tally;
+        self.past.handled(HeadTurn { message: Text(turn.message), reply: Text(turn.reply.clone()), tokens: tally.generated.clone() });
         Outcome {
             reply: turn.reply,
             tokens: tally.generated,

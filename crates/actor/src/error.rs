@@ -215,6 +215,14 @@ pub enum Error {
         /// Which.
         at: usize,
     },
+    /// The actor's history has no such moment.
+    #[error("the actor's history has no moment after {turn} messages; it has those after {known}")]
+    NoSuchTurn {
+        /// Messages asked for.
+        turn: u64,
+        /// The moments that there are, as ranges.
+        known: String,
+    },
     /// A snapshot file could not be written or read.
     #[error(transparent)]
     Snapshot(#[from] driftwood_snapshot::Error),
@@ -283,6 +291,7 @@ impl Error {
             Error::OtherLogits => "other_logits",
             Error::LimitJournal { .. } => "limit_journal",
             Error::BadJournal { .. } => "bad_journal",
+            Error::NoSuchTurn { .. } => "no_such_turn",
             Error::Snapshot(_) => "snapshot",
             Error::Store(_) => "store",
             Error::System { .. } => "system",

@@ -3,6 +3,7 @@
 use crate::actor::{Actor, Body, check_settings};
 use crate::delivery::Delivery;
 use crate::desk::{Desk, Interrupt, SharedDesk, lock};
+use crate::history::Past;
 use crate::instance::Instance;
 use crate::kernels::Kernels;
 use crate::limits::{ACTORS_MAX, Limits};
@@ -150,8 +151,10 @@ impl Host {
         let desk = self.desk(spec.models, spec.settings, Random::seeded()?, Sessions::default(), 0);
         let instance = Instance::first(&self.runtime, &compiled, &desk, &spec.limits)?;
         let body = Body::Unborn(Some(Box::new(instance)));
-        self.actors
-            .insert(spec.name, Actor { identity: identity.clone(), compiled, limits: spec.limits, desk, body, log: None, parked: None });
+        self.actors.insert(
+            spec.name,
+            Actor { identity: identity.clone(), compiled, limits: spec.limits, desk, body, past: Past::default(), log: None, parked: None },
+        );
         Ok(identity)
     }
 
@@ -196,11 +199,13 @@ impl Host {
             Some(image) => Body::Asleep(image),
             None => Body::Unborn(None),
         };
-        let (compiled, limits, desk) = (actor.compiled.clone(), actor.limits.clone(), actor.desk.clone());
+        let (compiled, limits, desk, past) = (actor.compiled.clone(), actor.limits.clone(), actor.desk.clone(), actor.past.clone());
         let desk = lock(&desk);
         let copy = self.desk(desk.grants.clone(), desk.settings.clone(), desk.random.clone(), desk.sessions.clone(), desk.messages_handled);
-        self.actors
-            .insert(new_name.to_owned(), Actor { identity: identity.clone(), compiled, limits, desk: copy, body, log: None, parked: None });
+        self.actors.insert(
+            new_name.to_owned(),
+            Actor { identity: identity.clone(), compiled, limits, desk: copy, body, past, log: None, parked: None },
+        );
         Ok(identity)
     }
 

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::desk::lock;
+use crate::history::Past;
 use crate::host::{Host, no_such};
 use crate::rest::{FreezeReport, Pools, guest_state};
 use driftwood_engine::{Piece, SavedKv, Session, UnsavedRows};
@@ -11,7 +12,8 @@ use std::path::Path;
 use std::time::Instant;
 
 impl Host {
-    /// Makes an actor durable as a head at `path`: chunks first, then the head in place of the one that was there.
+    /// Makes an actor durable as a head at `path`: chunks first, then the head in place of the one that was there. The head names the
+    /// messages that were handled since the actor was last kept or thawed, and the head of then.
     ///
     /// The report counts what was written; `serialise_ms` ends when the system has all chunks, `sync_ms` when the disk has the head.
     ///
@@ -27,6 +29,7 @@ impl Host {
         let (memory, globals) = actor.memory_and_globals(&runtime)?;
         let memory = HeadMemory::write(&commit, &memory)?;
         let module = commit.put(&compiled.module)?;
+        let (former, turns) = actor.past.write(chunks, &commit)?;
         let desk = lock(&desk);
         let mut pools = Pools::default();
         let mut saved = Vec::new();
@@ -44,6 +47,9 @@ impl Host {
             notes: pools.notes(&models),
             pools: pools.infos,
             sessions,
+            former,
+            turns,
+            given_up: actor.past.given_up,
         };
         let serialise_ms = begun.elapsed().as_secs_f64() * 1e3;
         commit.seal()?;
@@ -51,7 +57,9 @@ impl Host {
         saved.into_iter().for_each(SavedKv::note);
         let sync_ms = begun.elapsed().as_secs_f64() * 1e3 - serialise_ms;
         let bytes = commit.written_bytes() + published.bytes;
-        Ok(FreezeReport { identity, bytes, kv_bytes: head.kv_bytes(), serialise_ms, sync_ms })
+        let kv_bytes = head.kv_bytes();
+        actor.past = Past::at(head, chunks);
+        Ok(FreezeReport { identity, bytes, kv_bytes, serialise_ms, sync_ms })
     }
 }
 

@@ -7,7 +7,8 @@
 //!
 //! Where things are, from the outside in:
 //!
-//! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing, `keep.rs` and `source.rs` the same in a state folder.
+//! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing, `keep.rs` and `source.rs` the same in a state folder,
+//!   `history.rs` what was before.
 //! - `delivery.rs` is the step loop, `actor.rs` the transaction, `parked.rs` where a waiting guest and a step meet.
 //! - `calls/` are the host functions, `abi.rs` their types, `memory.rs` the border at which a guest's numbers are checked, `desk.rs` and
 //!   `sessions.rs` what they work on, `products.rs` where a guest's matrix products are computed, `kernels.rs` the kernels that it brought.
@@ -26,6 +27,7 @@ mod calls;
 mod delivery;
 mod desk;
 mod error;
+mod history;
 mod host;
 mod instance;
 mod instrument;
@@ -54,12 +56,13 @@ pub use admit::{Refusal, admit};
 pub use desk::Interrupt;
 pub use driftwood_snapshot::{ActorId, Existing, Hash, Identity};
 pub use error::Error;
+pub use history::Moment;
 pub use host::{ActorInfo, FoundInMemory, Host, HostOptions, SessionInfo, SpawnSpec};
 pub use keep::{head_session, save_kv};
 pub use limits::Limits;
 pub use message::{Event, LogLevel, Message, Outcome, Timings};
 pub use models::ModelResolver;
 pub use products::{ComputeReport, GpuPath, SharedAddresses};
-pub use rest::{Exactness, FreezeReport, IdentityRule, ThawOptions, ThawReport, pool_info};
+pub use rest::{Exactness, FreezeReport, IdentityRule, ThawOptions, ThawReport, live_dtype, pool_info};
 pub use source::restore_session;
-pub use state::{ActorFolder, InState, Listed, StateFolder, valid_name};
+pub use state::{ActorFolder, InState, Listed, Rewound, StateFolder, valid_name};

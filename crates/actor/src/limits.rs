@@ -64,6 +64,8 @@ pub const IDLE_MODULES_MAX: usize = 16;
 pub const ACTORS_MAX: usize = 1 << 20;
 /// Messages handled at the same time; others wait for their turn.
 pub const HANDLED_AT_ONCE_MAX: usize = 256;
+/// Bytes of messages, replies and token ids that a host remembers of an actor until it is kept; then the oldest go.
+pub const UNKEPT_TURNS_BYTES_MAX: usize = 32 << 20;
 /// Bytes of an actor's name.
 pub const NAME_BYTES_MAX: usize = 64;
 

@@ -5,6 +5,7 @@
 
 use crate::actor::{Actor, Body, check_settings};
 use crate::desk::{Desk, lock};
+use crate::history::Past;
 use crate::host::{Host, no_such};
 use crate::limits::Limits;
 use crate::models::Models;
@@ -165,7 +166,10 @@ impl Host {
     /// As [`Host::thaw`], or if a chunk that the head names is missing or altered.
     pub fn thaw_head(&mut self, path: &Path, chunks: &Chunks, name: &str, options: ThawOptions) -> Result<ThawReport, Error> {
         self.check_free(name)?;
-        self.wake_from(&Source::head(&Head::read(path)?, chunks), name, options)
+        let head = Head::read(path)?;
+        let report = self.wake_from(&Source::head(&head, chunks), name, options)?;
+        self.actors.get_mut(name).ok_or_else(|| no_such(name))?.past = Past::at(head, chunks);
+        Ok(report)
     }
 
     fn wake_from(&mut self, source: &Source<'_>, name: &str, options: ThawOptions) -> Result<ThawReport, Error> {
@@ -190,7 +194,10 @@ impl Host {
         let report = thawing.report(identity.clone());
         let desk = self.desk(options.models.clone(), settings, random, thawing.open, guest.state.messages_handled);
         let body = Body::Asleep(Arc::new(image));
-        self.actors.insert(name.to_owned(), Actor { identity, compiled, limits: options.limits, desk, body, log: None, parked: None });
+        self.actors.insert(
+            name.to_owned(),
+            Actor { identity, compiled, limits: options.limits, desk, body, past: Past::default(), log: None, parked: None },
+        );
         Ok(report)
     }
 }
@@ -313,7 +320,8 @@ fn stored_dtype(dtype: KvDType) -> snapshot::KvDType {
     }
 }
 
-fn live_dtype(dtype: snapshot::KvDType) -> KvDType {
+/// How a live session stores what a snapshot calls so.
+pub fn live_dtype(dtype: snapshot::KvDType) -> KvDType {
     match dtype {
         snapshot::KvDType::F16 => KvDType::F16,
         snapshot::KvDType::F32 => KvDType::F32,

@@ -48,8 +48,12 @@ impl Host {
                 Err(error) => {
                     let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
                     let ahead = std::mem::take(&mut lock(&actor.desk).ahead);
-                    if actor.parked.is_none() && (done || !is_guests_fault(&error)) {
-                        actor.parked = Some(Parked { recordings: recordings[at..].to_vec(), ahead });
+                    match actor.parked {
+                        Some(_) => {}
+                        None if done || !is_guests_fault(&error) => {
+                            actor.parked = Some(Parked { recordings: recordings[at..].to_vec(), ahead });
+                        }
+                        None => actor.past.given_up += 1,
                     }
                     return Err(error);
                 }
@@ -72,12 +76,14 @@ impl Host {
         }
     }
 
-    /// Gives up what was recorded of a parked actor: it is as it was before those messages.
+    /// Gives up what was recorded of a parked actor: it is as it was before those messages. Once it is saved, nobody finds them again.
     ///
     /// # Errors
     /// If there is none of that name.
     pub fn discard(&mut self, name: &str) -> Result<(), Error> {
-        self.actors.get_mut(name).ok_or_else(|| no_such(name))?.parked = None;
+        let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
+        let given_up = actor.parked.take().map_or(0, |parked| parked.recordings.len());
+        actor.past.given_up += given_up as u64;
         Ok(())
     }
 

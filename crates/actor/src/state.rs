@@ -6,16 +6,16 @@
 //! An import is a file of its own, `imported.safetensors`, until the actor is first saved here: it still carries its parent's identity.
 //! `actor.safetensors` is where the first version kept an actor; it is read, and gone with the next save.
 
+use crate::history::{self, Moment};
 use crate::limits::NAME_BYTES_MAX;
 use crate::log::{Journals, Log, recordings};
 use crate::{Error, FreezeReport, Host, IdentityRule, Message, ThawOptions, ThawReport};
 use driftwood_snapshot::{self as snapshot, Existing, Manifest, Snapshot};
-
-use driftwood_store::{Base, Chunks, Durability, Head, PAGE_BYTES, Swept, left_behind, sweep_journals};
+use driftwood_store::{Base, Chunks, Durability, Head, Swept, left_behind, sweep_journals};
 use rustix::fs::{FlockOperation, flock};
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -86,8 +86,7 @@ impl StateFolder {
     /// If it cannot be made.
     pub fn open(root: &Path) -> Result<StateFolder, Error> {
         let actors = root.join("actors");
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&actors);
-        made.map_err(|e| system("make the folder", &actors, e))?;
+        make_folder(&actors)?;
         let journals = Journals::new(root.join("journals"), Durability::Disk);
         Ok(StateFolder { actors, chunks: Arc::new(Chunks::open(&root.join("store"))?), journals })
     }
@@ -185,14 +184,30 @@ impl StateFolder {
         let (form, path) = self.check_exists(name)?;
         if form == Form::Head {
             let head = Head::read(&path)?;
-            let pages = head.guest.as_ref().map_or(0, |guest| u64::from(guest.memory.stored_pages) * PAGE_BYTES as u64);
-            let bytes = pages + head.chunks().map(|chunk| chunk.len_bytes).sum::<u64>();
-            return Ok(InState { manifest: head.manifest(), path, bytes, kv_bytes: head.kv_bytes() });
+            return Ok(InState { manifest: head.manifest(), path, bytes: head.named_bytes(), kv_bytes: head.kv_bytes() });
         }
         let file = snapshot::inspect(&path)?;
         let kv = |t: &&snapshot::TensorInfo| t.name.starts_with("kv.") || t.name.ends_with(".tail");
         let kv_bytes = file.tensors.iter().filter(kv).map(|t| t.bytes).sum();
         Ok(InState { manifest: file.manifest, path, bytes: file.file_bytes, kv_bytes })
+    }
+
+    /// What an actor was after each message, oldest first, read without taking hold of it. Empty if it was never kept as a head: the
+    /// portable file carries no history.
+    ///
+    /// # Errors
+    /// If there is no such actor, or a head or chunk of its history is damaged or missing.
+    pub fn history(&self, name: &str) -> Result<Vec<Moment>, Error> {
+        self.head(name)?.map_or(Ok(Vec::new()), |head| history::moments(&head, &self.chunks))
+    }
+
+    /// An actor's head; `None` if it still rests in a file.
+    ///
+    /// # Errors
+    /// If there is no such actor, or its head is damaged.
+    pub fn head(&self, name: &str) -> Result<Option<Head>, Error> {
+        let (form, path) = self.check_exists(name)?;
+        if form == Form::Head { Ok(Some(Head::read(&path)?)) } else { Ok(None) }
     }
 
     /// Removes an actor.
@@ -212,10 +227,7 @@ impl StateFolder {
     fn lock(&self, name: &str) -> Result<ActorFolder, Error> {
         valid_name(name)?;
         let path = self.actors.join(name);
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(system("make the folder", &path, e)),
-            _ => {}
-        }
+        make_folder(&path)?;
         let lock_path = path.join(LOCK_FILE);
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
         let mut lock = open.map_err(|e| system("open the lock", &lock_path, e))?;
@@ -345,6 +357,28 @@ impl ActorFolder {
         Ok(report)
     }
 
+    /// Takes the actor back to when it had handled `turn` messages: the head of then takes the place of the present one, durably. What
+    /// comes after is forgotten, and is garbage unless a fork has it too. The actor stays who it is.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTurn`], or if its history is damaged; the actor stays as it is then.
+    pub fn rewind(&self, turn: u64) -> Result<Rewound, Error> {
+        let (form, path) = self.at_rest().ok_or_else(|| Error::NoSuchActor { name: self.name.clone() })?;
+        if form != Form::Head {
+            let known = snapshot::inspect(&path)?.manifest.guest.map_or(0, |guest| guest.state.messages_handled);
+            return Err(Error::NoSuchTurn { turn, known: known.to_string() });
+        }
+        let _commit = self.chunks.commit()?; // keeps what the former head names
+        let present = Head::read(&path)?;
+        let former = history::head_at(&present, &self.chunks, turn)?;
+        let tokens = |head: &Head| head.sessions.iter().map(|session| u64::from(session.tokens)).sum();
+        let report = Rewound { turn, dropped_turns: present.turn() - former.turn(), tokens: (tokens(&present), tokens(&former)) };
+        if report.dropped_turns > 0 {
+            Head { identity: present.identity, ..former }.publish(&path)?;
+        }
+        Ok(report)
+    }
+
     /// Writes the actor as one portable file, every byte verified. No model is needed for it, and no code of the guest runs.
     ///
     /// # Errors
@@ -369,6 +403,17 @@ impl ActorFolder {
     fn at_rest(&self) -> Option<(Form, PathBuf)> {
         at_rest(&self.path)
     }
+}
+
+/// What came of rewinding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewound {
+    /// Messages that are left.
+    pub turn: u64,
+    /// Messages that were dropped.
+    pub dropped_turns: u64,
+    /// Tokens of all sessions, before and after.
+    pub tokens: (u64, u64),
 }
 
 /// In which form an actor rests.
@@ -414,6 +459,14 @@ fn write_holder(lock: &mut File) -> std::io::Result<()> {
     let program = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
     lock.set_len(0)?;
     lock.write_all(format!("{program} (process {})\n", std::process::id()).as_bytes())
+}
+
+/// Makes a folder durably; if that fails, it is the system's fault.
+fn make_folder(path: &Path) -> Result<(), Error> {
+    snapshot::make_folder_durably(path).map_err(|e| match e {
+        snapshot::Error::System { operation, path, source } => Error::System { operation, path, source },
+        other => other.into(),
+    })
 }
 
 fn system(operation: &'static str, path: &Path, source: std::io::Error) -> Error {

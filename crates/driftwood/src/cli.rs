@@ -1,6 +1,8 @@
 //! The grammar of the command line. Each command's own flags stand in its file under `commands/`.
 
-use crate::commands::{actor, bench, chat, completions, doctor, freeze, generate, inspect, models, perplexity, pull, run, store, thaw};
+use crate::commands::{
+    actor, bench, chat, completions, diff, doctor, freeze, generate, inspect, log, models, perplexity, pull, run, store, thaw,
+};
 use crate::device::DeviceArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -67,6 +69,10 @@ pub enum Command {
     Run(run::RunArgs),
     /// Show what an actor or a snapshot file holds
     Inspect(inspect::InspectArgs),
+    /// Show what an actor was told and said, and what it was after each message
+    Log(log::LogArgs),
+    /// Show where two actors part: tokens, logits, memory, settings
+    Diff(diff::DiffArgs),
     /// Show, check and clean what actors share on the disk
     #[command(subcommand)]
     Store(store::StoreCommand),

@@ -26,7 +26,7 @@ pub use error::Error;
 pub use id::{ActorId, Hash, NotHex};
 pub use import::{Inspection, TensorInfo, import, inspect};
 pub use manifest::{Global, Guest, GuestState, Identity, KvDType, KvPool, Manifest, Memory, PoolInfo, Session, SessionState, ValueKind};
-pub use publish::{Existing, Temp, remove_stale_temps};
+pub use publish::{Existing, Temp, make_folder_durably, remove_stale_temps};
 pub use read::Snapshot;
 pub use write::{Unpublished, WriteReport, serialise, write};
 

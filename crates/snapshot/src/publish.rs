@@ -7,7 +7,9 @@ use crate::{ActorId, Error};
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 const TEMP_PREFIX: &str = ".driftwood-";
@@ -65,8 +67,7 @@ impl Temp {
             Existing::Refuse => self.rename_if_absent()?,
         }
         self.published = true;
-        let folder = File::open(&self.folder).map_err(|e| Error::system("open", &self.folder, e))?;
-        folder.sync_all().map_err(|e| Error::system("make durable", &self.folder, e))
+        sync_folder(&self.folder)
     }
 
     /// The target must not be replaced, not even where another process makes it between our look and our rename.
@@ -88,7 +89,7 @@ impl Temp {
     /// Tells an occupied name from a failing system.
     fn refusal(&self, source: std::io::Error) -> Error {
         match source.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::Exists { path: self.target.clone() },
+            ErrorKind::AlreadyExists => Error::Exists { path: self.target.clone() },
             _ => Error::system("publish", &self.target, source),
         }
     }
@@ -101,6 +102,29 @@ impl Drop for Temp {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Makes a folder (mode 0700) and those above it that are missing. The name of each that it makes is durable when this returns: a file
+/// that is published in it is still there after a power cut.
+///
+/// # Errors
+/// If the system refuses, or something that is no folder has the name.
+pub fn make_folder_durably(path: &Path) -> Result<(), Error> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()).collect();
+    for folder in missing.into_iter().rev() {
+        match DirBuilder::new().mode(0o700).create(folder) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {} // another process made it meanwhile
+            made => made.map_err(|e| Error::system("make the folder", folder, e))?,
+        }
+        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync_folder(parent.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
+fn sync_folder(path: &Path) -> Result<(), Error> {
+    let folder = File::open(path).map_err(|e| Error::system("open", path, e))?;
+    folder.sync_all().map_err(|e| Error::system("make durable", path, e))
 }
 
 /// Removes what a process left that was killed while it wrote into `folder`, and says how many files that were.
@@ -145,6 +169,23 @@ mod tests {
         temp(&target, "two").publish(Existing::Replace).unwrap();
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "two");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn folders_are_made_with_those_above_them_for_their_owner() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a/b/c");
+        make_folder_durably(&folder).unwrap();
+        make_folder_durably(&folder).unwrap();
+        let modes = folder.ancestors().take(3).map(|f| f.metadata().unwrap().permissions().mode() & 0o777);
+        assert_eq!(modes.collect::<Vec<_>>(), [0o700; 3]);
+        std::fs::write(root.path().join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("nowhere", root.path().join("link")).unwrap();
+        for name in ["file", "file/below", "link"] {
+            let error = make_folder_durably(&root.path().join(name)).unwrap_err();
+            assert!(error.to_string().contains("make the folder"), "{error}");
+        }
     }
 
     #[test]

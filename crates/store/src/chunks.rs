@@ -5,11 +5,11 @@
 
 use crate::{Chunk, Error, PackId};
 use driftwood_region::{DType, Region, Shape, View};
-use driftwood_snapshot::Hash;
+use driftwood_snapshot::{Hash, make_folder_durably};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::HashMap;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -27,10 +27,14 @@ impl Chunks {
     /// If it cannot be made.
     pub fn open(root: &Path) -> Result<Chunks, Error> {
         for folder in [root.join("packs"), root.join("hints")] {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-            made.map_err(|e| Error::system("make the folder", &folder, e))?;
+            make_folder_durably(&folder)?;
         }
         Ok(Chunks { root: root.to_owned(), mapped: Mutex::default() })
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Where a chunk of this name stands, if a hint says so and its file is there.

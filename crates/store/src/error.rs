@@ -34,6 +34,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A former head, or the messages between two heads, are not what the format says.
+    #[error("the history is damaged at chunk {chunk}: {why}; restore the state folder from a backup, or remove the actor")]
+    BadHistory {
+        /// The chunk.
+        chunk: driftwood_snapshot::Hash,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Written by a later version.
     #[error("{} has format {found}, this program reads up to {supported}; update driftwood", .path.display())]
     FutureVersion {

@@ -43,9 +43,23 @@ pub struct Head {
     pub pools: Vec<PoolInfo>,
     /// Its inference timelines.
     pub sessions: Vec<HeadSession>,
+    /// The head that it follows, as a chunk: the whole text, its first line included. Only the direct predecessor is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<Chunk>,
+    /// The messages that were handled since then, as [`write_turns`] writes them; absent if there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns: Option<Chunk>,
+    /// How many messages were cut off and given up: it makes a head that says so another one than the head whose journal they are in.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub given_up: u64,
     /// Anything for people or later versions.
     #[serde(default)]
     pub notes: BTreeMap<String, serde_json::Value>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A head that was published.
@@ -111,9 +125,7 @@ impl Head {
     /// # Errors
     /// If the disk refuses; what was there stays.
     pub fn publish(&self, path: &Path) -> Result<Published, Error> {
-        let json = serde_json::to_string(self).map_err(|e| Error::system("write", path, std::io::Error::other(e)))?;
-        let hash = Hash::of(json.as_bytes());
-        let text = format!("{MAGIC} {HEAD_VERSION} {hash}\n{json}");
+        let (text, hash) = self.text_and_hash()?;
         let mut temp = Temp::beside(path)?;
         temp.file.write_all(text.as_bytes()).map_err(|e| Error::system("write", path, e))?;
         temp.publish(Existing::Replace)?;
@@ -129,6 +141,20 @@ impl Head {
         let line = bytes.split(|&byte| byte == b'\n').next().and_then(|line| std::str::from_utf8(line).ok());
         let ended = line.filter(|line| line.len() < bytes.len());
         ended.ok_or_else(|| Flaw::Bad("it is no head".into())).and_then(first_line).map_err(|flaw| flaw.at(path))
+    }
+
+    /// The file: its first line and the JSON. The chunk by which the next head names this one holds the same.
+    ///
+    /// # Errors
+    /// If its notes or samplers cannot be JSON.
+    pub fn text(&self) -> Result<String, Error> {
+        Ok(self.text_and_hash()?.0)
+    }
+
+    fn text_and_hash(&self) -> Result<(String, Hash), Error> {
+        let json = serde_json::to_string(self).map_err(|e| Error::system("write", Path::new("a head"), std::io::Error::other(e)))?;
+        let hash = Hash::of(json.as_bytes());
+        Ok((format!("{MAGIC} {HEAD_VERSION} {hash}\n{json}"), hash))
     }
 
     /// Reads a head and checks it: its own hash, all bounds, and that counts and lengths agree. No chunk is looked at.
@@ -157,6 +183,7 @@ impl Head {
             let pool = pool.ok_or_else(|| Flaw::Bad(format!("sessions[{index}] names no pool")))?;
             session.check(pool).map_err(|why| Flaw::Bad(format!("sessions[{index}]: {why}")))?;
         }
+        self.check_history()?;
         self.manifest().check().map_err(|e| Flaw::Bad(e.to_string()))
     }
 
@@ -197,7 +224,14 @@ impl Head {
     pub fn chunks(&self) -> impl Iterator<Item = Chunk> + '_ {
         let guest = self.guest.iter().flat_map(|guest| std::iter::once(guest.module).chain(guest.memory.leaves.iter().flatten().copied()));
         let pieces = |session: &'_ HeadSession| session.blocks.iter().flatten().map(|piece| piece.rows).collect::<Vec<_>>();
-        guest.chain(self.sessions.iter().flat_map(move |session| session.ids.iter().copied().chain(pieces(session))))
+        let sessions = self.sessions.iter().flat_map(move |session| session.ids.iter().copied().chain(pieces(session)));
+        guest.chain(sessions).chain(self.former).chain(self.turns)
+    }
+
+    /// Bytes of all that it names, pages of memory included; of what others name, too.
+    pub fn named_bytes(&self) -> u64 {
+        let pages = self.guest.as_ref().map_or(0, |guest| u64::from(guest.memory.stored_pages) * PAGE_BYTES as u64);
+        pages + self.chunks().map(|chunk| chunk.len_bytes).sum::<u64>()
     }
 
     /// Bytes of keys and values.
@@ -355,6 +389,6 @@ fn read_at_most(path: &Path, bytes_max: u64) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-fn require(ok: bool, why: impl FnOnce() -> String) -> Result<(), Flaw> {
+pub(crate) fn require(ok: bool, why: impl FnOnce() -> String) -> Result<(), Flaw> {
     if ok { Ok(()) } else { Err(Flaw::Bad(why())) }
 }

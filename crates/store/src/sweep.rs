@@ -1,6 +1,7 @@
 //! Over all heads: how much is shared, what nobody names any more, and whether what is named is there and intact.
 
 use crate::{Chunk, Chunks, Error, Head, PackId};
+use driftwood_snapshot::Hash;
 use rustix::fs::FlockOperation;
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -15,6 +16,10 @@ pub struct Stats {
     pub named_bytes: u64,
     /// The same, each counted once.
     pub unique_bytes: u64,
+    /// Bytes that only former heads name, each counted once: what actors can be rewound to.
+    pub history_bytes: u64,
+    /// Former heads.
+    pub former_heads: usize,
     /// Bytes of all files of chunks.
     pub file_bytes: u64,
     /// How many files that are.
@@ -48,21 +53,26 @@ impl Chunks {
     /// If a head cannot be read.
     pub fn stats(&self, heads: &[PathBuf]) -> Result<Stats, Error> {
         let mut stats = Stats { heads: heads.len(), ..Stats::default() };
-        let mut unique: HashMap<(PackId, u64), u64> = HashMap::new();
+        let (mut present, mut past) = (HashMap::new(), HashMap::new());
+        let mut seen = HashSet::new();
         for path in heads {
-            for chunk in self.named_by(&Head::read(path)?)? {
-                stats.named_bytes += chunk.len_bytes;
-                unique.insert((chunk.pack, chunk.at_bytes), chunk.len_bytes);
-            }
+            self.each_head(path, &mut seen, &mut |former, chunk| {
+                let named: &mut HashMap<(PackId, u64), u64> = if former { &mut past } else { &mut present };
+                stats.named_bytes += if former { 0 } else { chunk.len_bytes };
+                named.insert((chunk.pack, chunk.at_bytes), chunk.len_bytes);
+            })?;
         }
-        stats.unique_bytes = unique.values().sum();
+        stats.former_heads = seen.len();
+        stats.unique_bytes = present.values().sum();
+        past.retain(|place, _| !present.contains_key(place));
+        stats.history_bytes = past.values().sum();
         for (_, _, bytes) in self.pack_files()? {
             (stats.files, stats.file_bytes) = (stats.files + 1, stats.file_bytes + bytes);
         }
         Ok(stats)
     }
 
-    /// Removes files of chunks that none of the heads names anything in. Waits for commits that are under way, and they for this; who has
+    /// Removes files of chunks that none of the heads names anything in, and none of the heads before them. Waits for commits that are under way, and they for this; who has
     /// such a file mapped keeps its bytes. `heads` is asked once nobody commits any more.
     ///
     /// # Errors
@@ -70,8 +80,11 @@ impl Chunks {
     pub fn sweep<E: From<Error>>(&self, heads: impl FnOnce() -> Result<Vec<PathBuf>, E>) -> Result<Swept, E> {
         let _lock = self.lock(FlockOperation::LockExclusive)?;
         let mut live: HashSet<PackId> = HashSet::new();
+        let mut seen = HashSet::new();
         for path in heads()? {
-            live.extend(self.named_by(&Head::read(&path)?)?.into_iter().map(|chunk| chunk.pack));
+            self.each_head(&path, &mut seen, &mut |_, chunk| {
+                live.insert(chunk.pack);
+            })?;
         }
         let mut swept = Swept::default();
         for (pack, path, bytes) in self.pack_files()? {
@@ -99,27 +112,49 @@ impl Chunks {
         Ok(removed)
     }
 
-    /// Reads everything that heads name, each chunk once, and says what is missing or altered.
+    /// Reads everything that heads and those before them name, each chunk once, and says what is missing or altered.
     pub fn check(&self, heads: &[PathBuf]) -> Vec<Flawed> {
         let mut known: BTreeSet<Chunk> = BTreeSet::new();
+        let mut seen = HashSet::new();
         let mut flawed = Vec::new();
         for path in heads {
-            let named = Head::read(path).and_then(|head| self.named_by(&head));
-            let chunks = named.unwrap_or_else(|error| {
-                flawed.push(Flawed { head: path.clone(), error });
-                Vec::new()
-            });
-            for chunk in chunks {
-                if known.contains(&chunk) {
-                    continue;
+            let mut missed: BTreeSet<Chunk> = BTreeSet::new(); // one head after the other names the same chunks
+            let walked = self.each_head(path, &mut seen, &mut |_, chunk| {
+                if known.contains(&chunk) || missed.contains(&chunk) {
+                    return;
                 }
                 match self.read(&chunk) {
                     Ok(_) => drop(known.insert(chunk)),
-                    Err(error) => flawed.push(Flawed { head: path.clone(), error }),
+                    Err(error) => {
+                        missed.insert(chunk);
+                        flawed.push(Flawed { head: path.clone(), error });
+                    }
                 }
+            });
+            let told = |error: &Error| flawed.iter().any(|flaw| flaw.head == *path && flaw.error.to_string() == error.to_string());
+            if let Err(error) = walked
+                && !told(&error)
+            {
+                flawed.push(Flawed { head: path.clone(), error });
             }
         }
         flawed
+    }
+
+    /// Shows `visit` every chunk that a head and those before it name, and whether a former one does. Former heads that `seen` has, and
+    /// what they follow, are left out.
+    fn each_head(&self, path: &Path, seen: &mut HashSet<Hash>, visit: &mut dyn FnMut(bool, Chunk)) -> Result<(), Error> {
+        let mut history = Head::read(path)?.history(self);
+        let mut upcoming = None;
+        while let Some(head) = history.next() {
+            self.named_by(&head?)?.into_iter().for_each(|chunk| visit(upcoming.is_some(), chunk));
+            seen.extend(upcoming);
+            upcoming = history.upcoming();
+            if upcoming.is_some_and(|hash| seen.contains(&hash)) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Every chunk that a head names, pages of memory included.

@@ -42,7 +42,17 @@ fn head(chunks: &Chunks, memory: &[u8], seed: u8) -> Head {
     commit.seal().unwrap();
     let identity = Identity::mint("ada", None).unwrap();
     let guest = Some(HeadGuest { state: GuestState::default(), module, memory });
-    Head { writer: "test".into(), identity, guest, pools: vec![pool()], sessions, notes: BTreeMap::new() }
+    Head {
+        writer: "test".into(),
+        identity,
+        guest,
+        pools: vec![pool()],
+        sessions,
+        former: None,
+        turns: None,
+        given_up: 0,
+        notes: BTreeMap::new(),
+    }
 }
 
 fn memory(pages: usize) -> Vec<u8> {

@@ -8,7 +8,7 @@ use crate::interrupt::Replying;
 use crate::{catalogue, guests, output};
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use driftwood_actor::{Exactness, Listed, Message, ThawOptions};
+use driftwood_actor::{Exactness, Listed, Message, Rewound, ThawOptions};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -19,6 +19,7 @@ Examples:
   driftwood actor spawn alice --system \"You are a terse sailor.\"
   driftwood actor send alice \"Where does driftwood come from?\"
   driftwood actor fork alice bob
+  driftwood actor rewind alice --to 2
   driftwood actor ls";
 
 /// What can be done with actors.
@@ -35,6 +36,8 @@ pub enum ActorCommand {
     Inspect(inspect::InspectArgs),
     /// Copy an actor: the same past, two futures
     Fork(ForkArgs),
+    /// Take an actor back to an earlier message
+    Rewind(RewindArgs),
     /// Remove an actor
     Rm(RmArgs),
 }
@@ -110,6 +113,23 @@ pub struct ForkArgs {
     json: bool,
 }
 
+/// Flags of `actor rewind`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  driftwood actor rewind alice --to 2\n  driftwood actor fork alice before && driftwood actor rewind alice --to 0\n\n\
+`driftwood log NAME` shows the messages with their numbers. What comes after is forgotten, unless a fork has it too."
+)]
+pub struct RewindArgs {
+    /// The actor
+    name: String,
+    /// How many messages to keep; 0 is the actor as it was spawned
+    #[arg(long, value_name = "TURN")]
+    to: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 /// Flags of `actor rm`.
 #[derive(Args, Debug)]
 pub struct RmArgs {
@@ -132,6 +152,7 @@ pub fn run(globals: &Globals, command: &ActorCommand) -> Result<()> {
         ActorCommand::Ls(args) => list(globals, args),
         ActorCommand::Inspect(args) => inspect::run(globals, args),
         ActorCommand::Fork(args) => fork(globals, args),
+        ActorCommand::Rewind(args) => rewind(globals, args),
         ActorCommand::Rm(args) => remove(globals, args),
     }
 }
@@ -248,6 +269,23 @@ fn fork(globals: &Globals, args: &ForkArgs) -> Result<()> {
         return output::json(&json!({ "name": args.new_name, "parent": args.name }));
     }
     output::line(&format!("forked `{}` from `{}`", args.new_name, args.name))
+}
+
+fn rewind(globals: &Globals, args: &RewindArgs) -> Result<()> {
+    let Rewound { turn, dropped_turns, tokens: (before, after) } = actors::open_state(globals)?.hold(&args.name)?.rewind(args.to)?;
+    if args.json {
+        return output::json(&json!({
+            "name": args.name,
+            "turn": turn,
+            "dropped_turns": dropped_turns,
+            "tokens_before": before,
+            "tokens": after,
+        }));
+    }
+    output::line(&match dropped_turns {
+        0 => format!("`{}` is at message {turn} already", args.name),
+        _ => format!("rewound `{}` to message {turn}: dropped {dropped_turns} messages, {before} tokens became {after}", args.name),
+    })
 }
 
 fn remove(globals: &Globals, args: &RmArgs) -> Result<()> {

@@ -4,10 +4,12 @@ pub mod actor;
 pub mod bench;
 pub mod chat;
 pub mod completions;
+pub mod diff;
 pub mod doctor;
 pub mod freeze;
 pub mod generate;
 pub mod inspect;
+pub mod log;
 pub mod models;
 pub mod perplexity;
 pub mod pull;
@@ -34,6 +36,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Some(Command::Run(args)) => run::run(globals, &args),
         Some(Command::Store(command)) => store::run(globals, &command),
         Some(Command::Inspect(args)) => inspect::run(globals, &args),
+        Some(Command::Log(args)) => log::run(globals, &args),
+        Some(Command::Diff(args)) => diff::run(globals, &args),
         Some(Command::Pull(args)) => pull::run(&args),
         Some(Command::Models(args)) => models::run(&args),
         Some(Command::Generate(args)) => generate::run(globals, &args),

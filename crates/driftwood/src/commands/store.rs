@@ -57,6 +57,8 @@ fn stats(state: &StateFolder, args: &StoreArgs) -> Result<()> {
             "named_bytes": stats.named_bytes,
             "unique_bytes": stats.unique_bytes,
             "unique_ratio": ratio,
+            "history_bytes": stats.history_bytes,
+            "former_heads": stats.former_heads,
             "file_bytes": stats.file_bytes,
             "files": stats.files,
         }));
@@ -64,6 +66,7 @@ fn stats(state: &StateFolder, args: &StoreArgs) -> Result<()> {
     let bytes = output::human_bytes;
     output::line(&format!("{} actors name {}", stats.heads, bytes(stats.named_bytes)))?;
     output::line(&format!("of which {} are different ({:.1}%)", bytes(stats.unique_bytes), 100.0 * ratio))?;
+    output::line(&format!("{} former heads name {} more, to which actors can be rewound", stats.former_heads, bytes(stats.history_bytes)))?;
     output::line(&format!("in {} files of {}", stats.files, bytes(stats.file_bytes)))
 }
 

@@ -195,3 +195,67 @@ fn the_store_is_shared_checked_and_cleaned() {
     fs::write(largest, &bytes).unwrap();
     home.turn("alice", TURNS[1]);
 }
+
+/// What was said stands in the log; an actor that is taken back and told the same comes to the same state.
+#[test]
+fn a_log_is_kept_and_a_rewound_actor_takes_the_same_way() {
+    let home = Home::new();
+    home.run(&["actor", "spawn", "alice", "--system", "Be brief."]);
+    let replies = TURNS.map(|text| home.turn("alice", text));
+    let log = home.json(&["log", "alice", "--json"]);
+    let turns = log["turns"].as_array().unwrap();
+    assert_eq!((turns.len(), &log["messages"], &log["unknown_messages"]), (6, &3.into(), &0.into()));
+    for (index, (text, reply)) in TURNS.iter().zip(&replies).enumerate() {
+        let (user, assistant) = (&turns[2 * index], &turns[2 * index + 1]);
+        assert_eq!((&user["role"], &user["text"], &user["state"]), (&"user".into(), &(*text).into(), &Value::Null));
+        assert_eq!((&assistant["text"], &assistant["tokens"]), (&reply["reply"], &reply["tokens"]));
+        assert_eq!(assistant["state"].as_str().unwrap().len(), 64);
+    }
+    assert_eq!(succeed(home.command(&["log", "alice"])).lines().count(), 7, "no model is needed");
+
+    let rewound = home.json(&["actor", "rewind", "alice", "--to", "1", "--json"]);
+    assert_eq!((&rewound["turn"], &rewound["dropped_turns"]), (&1.into(), &2.into()));
+    assert!(rewound["tokens"].as_u64() < rewound["tokens_before"].as_u64());
+    assert_eq!(home.json(&["log", "alice", "--json"])["turns"].as_array().unwrap()[..], turns[..2]);
+    refuse(home.command(&["actor", "rewind", "alice", "--to", "2"]), &["those after 0 to 1"]);
+    home.run(&["actor", "fork", "alice", "bob"]);
+    assert_eq!(
+        [home.turn("alice", TURNS[1])["tokens"].clone(), home.turn("alice", TURNS[2])["tokens"].clone()],
+        [1, 2].map(|i| replies[i]["tokens"].clone())
+    );
+    assert_eq!(home.json(&["log", "alice", "--json"])["turns"], log["turns"]);
+    assert_eq!(home.json(&["log", "bob", "--json"])["turns"].as_array().unwrap()[..], turns[..2]);
+    assert!(home.json(&["store", "stats", "--json"])["history_bytes"].as_u64().unwrap() > 0);
+    home.run(&["store", "gc"]);
+    assert!(home.run(&["store", "fsck"]).contains("2 actors are intact"));
+}
+
+#[test]
+fn a_diff_says_where_two_actors_part() {
+    let home = Home::new();
+    home.run(&["actor", "spawn", "alice", "--system", "Be brief."]);
+    home.turn("alice", TURNS[0]);
+    home.run(&["actor", "fork", "alice", "bob"]);
+    assert!(succeed(home.command(&["diff", "alice", "bob"])).contains("are the same"), "no model is needed where nothing differs");
+    let same = home.json(&["diff", "alice", "bob", "--json"]);
+    assert_eq!((&same["same_state"], &same["memory"]["changed_pages"]), (&true.into(), &0.into()));
+    home.turn("alice", TURNS[1]);
+    home.turn("bob", TURNS[2]);
+    let all = home.json(&["diff", "alice", "bob", "--json"]);
+    assert_eq!((&all["same_state"], &all["messages"], &all["messages_in_common"]), (&false.into(), &serde_json::json!([2, 2]), &1.into()));
+    let session = &all["sessions"][0];
+    let first = &session["first_difference"];
+    assert!(first["index"].as_u64().unwrap() > 30 && first["ids"][0] != first["ids"][1], "{first}");
+    assert_eq!((first["texts"][0].as_str().unwrap(), first["texts"][1].as_str().unwrap()), ("Is", "Write"));
+    let (max, rms) = (first["logits"]["max_abs"].as_f64().unwrap(), first["logits"]["rms"].as_f64().unwrap());
+    assert!(0.0 < rms && rms < max, "{max} {rms}");
+    let back = home.json(&["diff", "bob", "alice", "--json"]);
+    assert_eq!(back["sessions"][0]["first_difference"]["logits"], first["logits"]);
+    let alone: Value = serde_json::from_str(&succeed(home.command(&["diff", "alice", "bob", "--no-logits", "--json"]))).unwrap();
+    assert_eq!((&alone["sessions"][0]["first_difference"]["logits"], &alone["memory"]), (&Value::Null, &all["memory"]));
+    assert_eq!(alone["sessions"][0]["first_difference"]["ids"], first["ids"]);
+    assert!(home.run(&["diff", "alice", "bob"]).contains("logits"));
+    home.run(&["actor", "rewind", "alice", "--to", "1"]);
+    let behind = home.json(&["diff", "alice", "bob", "--json"]);
+    assert_eq!(behind["sessions"][0]["first_difference"]["ids"][0], Value::Null, "{behind}");
+}

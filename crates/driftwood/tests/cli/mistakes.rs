@@ -9,7 +9,7 @@ fn help_and_completions_are_there() {
     let home = Home::new();
     assert!(succeed(home.command(&[])).contains("driftwood chat"));
     assert!(succeed(home.command(&["--version"])).starts_with("driftwood "));
-    let commands = "chat actor freeze thaw run inspect store pull models generate perplexity bench doctor completions";
+    let commands = "chat actor freeze thaw run inspect log diff store pull models generate perplexity bench doctor completions";
     let help = succeed(home.command(&["--help"]));
     for command in commands.split(' ') {
         assert!(help.contains(command), "--help lacks {command}");
@@ -112,6 +112,10 @@ fn bad_snapshots_are_refused_by_name() {
     refuse(home.with_models(&["thaw", "missing.st", "--as", "b"]), &["missing.st"]);
     refuse(home.with_models(&["inspect", "missing.st"]), &["no actor and no file"]);
     refuse(home.with_models(&["actor", "send", "b", "hello"]), &["`b`"]);
+    refuse(home.command(&["log", "b"]), &["no actor `b`"]);
+    refuse(home.command(&["diff", "a", "b"]), &["no actor `b`"]);
+    refuse(home.command(&["actor", "rewind", "b", "--to", "0"]), &["no actor `b`"]);
+    refuse(home.command(&["actor", "rewind", "a", "--to", "1"]), &["no moment after 1 messages", "those after 0"]);
 }
 
 #[test]

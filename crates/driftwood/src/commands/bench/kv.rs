@@ -161,6 +161,9 @@ fn head(session: &Session, commit: &Commit<'_>) -> Result<Head> {
         guest: None,
         pools: vec![driftwood_actor::pool_info(session)],
         sessions: vec![driftwood_actor::head_session(1, session, 0, &kv, commit)?],
+        former: None,
+        turns: None,
+        given_up: 0,
         notes: BTreeMap::new(),
     })
 }
