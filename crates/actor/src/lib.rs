@@ -55,6 +55,7 @@ mod tape;
 pub use admit::{Refusal, admit};
 pub use desk::Interrupt;
 pub use driftwood_snapshot::{ActorId, Existing, Hash, Identity};
+pub use driftwood_store::Durability;
 pub use error::Error;
 pub use history::Moment;
 pub use host::{ActorInfo, FoundInMemory, Host, HostOptions, SessionInfo, SpawnSpec};

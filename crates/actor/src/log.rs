@@ -17,7 +17,7 @@
 use crate::Error;
 use crate::tape::{Answer, Recording, Taped};
 use driftwood_snapshot::Hash;
-use driftwood_store::{Base, Durability, Journal, Stream};
+use driftwood_store::{Base, Durability, Journal, Stream, left_behind};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,6 +50,15 @@ impl Journals {
 
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Messages that dead processes have recorded since a head, and that may have had an effect.
+    ///
+    /// # Errors
+    /// If journals cannot be read, or this program did not write them.
+    pub(crate) fn left(&self, base: &Base) -> Result<Vec<Recording>, Error> {
+        let left = left_behind(&self.folder, base)?.map(|left| left.records).unwrap_or_default();
+        recordings(left.iter().map(Vec::as_slice))
     }
 
     /// The journal for streams that begin now.

@@ -5,7 +5,7 @@ use crate::actor::Parked;
 use crate::delivery::Delivery;
 use crate::desk::{SharedDesk, lock};
 use crate::host::{Host, no_such};
-use crate::log::{Journals, Log, recordings};
+use crate::log::{Journals, Log};
 use crate::tape::Recording;
 use crate::{Error, Event, Message, Outcome};
 use driftwood_engine::{Logits, Work};
@@ -76,15 +76,15 @@ impl Host {
         }
     }
 
-    /// Gives up what was recorded of a parked actor: it is as it was before those messages. Once it is saved, nobody finds them again.
+    /// Gives up what was recorded of a parked actor: it is as it was before those messages. Once it is saved, nobody finds them again. Answers how many.
     ///
     /// # Errors
     /// If there is none of that name.
-    pub fn discard(&mut self, name: &str) -> Result<(), Error> {
+    pub fn discard(&mut self, name: &str) -> Result<usize, Error> {
         let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
         let given_up = actor.parked.take().map_or(0, |parked| parked.recordings.len());
         actor.past.given_up += given_up as u64;
-        Ok(())
+        Ok(given_up)
     }
 
     /// Records an actor's messages from now on.
@@ -106,10 +106,9 @@ impl Host {
     }
 
     /// Parks an actor with what a process that died has left of its messages, which goes to the journal of this process.
-    pub(crate) fn take_left(&mut self, name: &str, records: &[Vec<u8>]) -> Result<(), Error> {
-        let recordings = recordings(records.iter().map(Vec::as_slice))?;
+    pub(crate) fn take_left(&mut self, name: &str, recordings: Vec<Recording>) -> Result<(), Error> {
         let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
-        if let Some(log) = &mut actor.log {
+        if let Some(log) = actor.log.as_mut().filter(|_| !recordings.is_empty()) {
             log.take_over(&recordings)?;
         }
         actor.parked = (!recordings.is_empty()).then(|| Parked { recordings, ahead: Vec::new() });

@@ -8,10 +8,10 @@
 
 use crate::history::{self, Moment};
 use crate::limits::NAME_BYTES_MAX;
-use crate::log::{Journals, Log, recordings};
+use crate::log::{Journals, Log};
 use crate::{Error, FreezeReport, Host, IdentityRule, Message, ThawOptions, ThawReport};
 use driftwood_snapshot::{self as snapshot, Existing, Manifest, Snapshot};
-use driftwood_store::{Base, Chunks, Durability, Head, Swept, left_behind, sweep_journals};
+use driftwood_store::{Base, Chunks, Durability, Head, Swept, sweep_journals};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -77,6 +77,8 @@ pub struct InState {
     pub bytes: u64,
     /// How many of them are KV.
     pub kv_bytes: u64,
+    /// Whether a process died in the middle of a message, or before it had kept what came of one.
+    pub cut_off: bool,
 }
 
 impl StateFolder {
@@ -184,12 +186,14 @@ impl StateFolder {
         let (form, path) = self.check_exists(name)?;
         if form == Form::Head {
             let head = Head::read(&path)?;
-            return Ok(InState { manifest: head.manifest(), path, bytes: head.named_bytes(), kv_bytes: head.kv_bytes() });
+            let base = Base { name: name.to_owned(), id: head.identity.id, head: Head::hash_of(&path)? };
+            let cut_off = !self.journals.left(&base)?.is_empty();
+            return Ok(InState { manifest: head.manifest(), path, bytes: head.named_bytes(), kv_bytes: head.kv_bytes(), cut_off });
         }
         let file = snapshot::inspect(&path)?;
         let kv = |t: &&snapshot::TensorInfo| t.name.starts_with("kv.") || t.name.ends_with(".tail");
         let kv_bytes = file.tensors.iter().filter(kv).map(|t| t.bytes).sum();
-        Ok(InState { manifest: file.manifest, path, bytes: file.file_bytes, kv_bytes })
+        Ok(InState { manifest: file.manifest, path, bytes: file.file_bytes, kv_bytes, cut_off: false })
     }
 
     /// What an actor was after each message, oldest first, read without taking hold of it. Empty if it was never kept as a head: the
@@ -296,7 +300,7 @@ impl ActorFolder {
     /// If the journal cannot be written, or there is a message to be resumed first.
     pub fn accept(&self, message: &Message) -> Result<(), Error> {
         let base = self.base()?;
-        if self.left(&base)?.is_some() {
+        if !self.journals.left(&base)?.is_empty() {
             return Err(Error::Parked { name: self.name.clone() });
         }
         let mut log = Log::new(self.journals.clone(), base);
@@ -305,13 +309,18 @@ impl ActorFolder {
         Ok(())
     }
 
+    /// Whether the actor rests in the form of this version, in which its messages can be recorded.
+    pub fn is_kept(&self) -> bool {
+        matches!(self.at_rest(), Some((Form::Head, _)))
+    }
+
     /// Whether a process died in the middle of a message of this actor, or before it had kept what came of one.
     ///
     /// # Errors
     /// If journals cannot be read.
     pub fn is_cut_off(&self) -> Result<bool, Error> {
         match self.at_rest() {
-            Some((Form::Head, _)) => Ok(self.left(&self.base()?)?.is_some()),
+            Some((Form::Head, _)) => Ok(!self.journals.left(&self.base()?)?.is_empty()),
             _ => Ok(false),
         }
     }
@@ -322,23 +331,15 @@ impl ActorFolder {
             return host.log_to(&self.name, log);
         }
         let base = self.base()?;
-        let left = self.left(&base)?;
+        let left = self.journals.left(&base)?;
         host.log_to(&self.name, Log::new(self.journals.clone(), base))?;
-        left.map_or(Ok(()), |records| host.take_left(&self.name, &records))
+        host.take_left(&self.name, left)
     }
 
     /// The head that stands now, as journals name it.
     fn base(&self) -> Result<Base, Error> {
         let head = Head::read(&self.head())?;
         Ok(Base { name: self.name.clone(), id: head.identity.id, head: Head::hash_of(&self.head())? })
-    }
-
-    /// Records of messages that had an effect, or may have, and are in no head.
-    fn left(&self, base: &Base) -> Result<Option<Vec<Vec<u8>>>, Error> {
-        let left = left_behind(self.journals.folder(), base)?;
-        let records = left.map(|left| left.records).unwrap_or_default();
-        let any = !recordings(records.iter().map(Vec::as_slice))?.is_empty();
-        Ok(any.then_some(records))
     }
 
     /// Keeps the actor of this name in the host: what is new becomes chunks, and a head takes the place of the former.

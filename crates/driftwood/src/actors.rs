@@ -6,7 +6,8 @@ use crate::models::ModelsFolder;
 use crate::{catalogue, guests, output, paths};
 use anyhow::{Context, Result};
 use driftwood_actor::{
-    ActorFolder, Event, Exactness, Host, HostOptions, Limits, LogLevel, Message, Outcome, SpawnSpec, StateFolder, ThawOptions, ThawReport,
+    ActorFolder, Durability, Event, Exactness, Host, HostOptions, Limits, LogLevel, Message, Outcome, SpawnSpec, StateFolder, ThawOptions,
+    ThawReport,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -41,15 +42,60 @@ impl Stage {
         Ok(Stage { host, state: open_state(globals)? })
     }
 
-    /// Takes an actor out of the state folder, as the same actor.
+    /// Takes an actor out of the state folder, as the same actor. A message that was cut off is finished first.
     ///
     /// # Errors
     /// If there is none of that name, another process holds it, or its model is not here.
     pub fn wake(&mut self, name: &str, options: ThawOptions) -> Result<(ActorFolder, ThawReport)> {
+        self.wake_for(None, name, options)
+    }
+
+    /// As [`Stage::wake`], for a message, which is recorded before anything else is done.
+    ///
+    /// # Errors
+    /// As [`Stage::wake`], or if the message cannot be recorded.
+    pub fn wake_for(&mut self, message: Option<&Message>, name: &str, options: ThawOptions) -> Result<(ActorFolder, ThawReport)> {
         let folder = self.state.hold(name)?;
-        let thawed = output::spinning("waking the actor", || folder.thaw_into(&mut self.host, options));
-        let report = thawed.with_context(|| format!("cannot wake the actor `{name}`"))?;
+        if let Some(message) = message.filter(|_| folder.is_kept())
+            && !folder.is_cut_off()?
+        {
+            folder.accept(message)?;
+        }
+        let report = self.thaw(&folder, options)?;
+        if self.host.is_parked(name)? {
+            output::remark(&format!("finishing what `{name}` was in the middle of; `driftwood log {name}` shows it"));
+            self.resume(&folder, true)?;
+        }
         Ok((folder, report))
+    }
+
+    /// Takes an actor out of its folder as it is, even in the middle of a message.
+    ///
+    /// # Errors
+    /// If its model is not here, or it is damaged.
+    pub fn thaw(&mut self, folder: &ActorFolder, options: ThawOptions) -> Result<ThawReport> {
+        let thawed = output::spinning("waking the actor", || folder.thaw_into(&mut self.host, options));
+        let report = thawed.with_context(|| format!("cannot wake the actor `{}`", folder.name()))?;
+        if !folder.is_kept() {
+            folder.save(&mut self.host)?; // of an older form: from now on its messages can be recorded
+        }
+        Ok(report)
+    }
+
+    /// Finishes the messages that a thawed actor is in the middle of, and keeps what came of them. One that fails by its guest's fault had no
+    /// effect, and is not tried again.
+    ///
+    /// # Errors
+    /// If a message fails, or cannot be replayed: the actor is as before then.
+    pub fn resume(&mut self, folder: &ActorFolder, silent: bool) -> Result<Vec<Outcome>> {
+        let name = folder.name();
+        let resumed = tell(silent, |on_event| self.host.resume(name, None, on_event));
+        if self.host.is_parked(name)? {
+            let hint = format!("`driftwood actor resume {name} --discard` goes back to before that message");
+            return resumed.with_context(|| format!("cannot finish what `{name}` was in the middle of ({hint})"));
+        }
+        folder.save(&mut self.host)?;
+        resumed
     }
 
     /// Makes an actor and its place in the state folder.
@@ -89,7 +135,11 @@ impl Stage {
 /// # Errors
 /// If it cannot be made.
 pub fn open_state(globals: &Globals) -> Result<StateFolder> {
-    Ok(StateFolder::open(&paths::state_folder(globals.state.as_deref())?)?)
+    let durability = match globals.durability {
+        crate::cli::Durability::Disk => Durability::Disk,
+        crate::cli::Durability::Process => Durability::Process,
+    };
+    Ok(StateFolder::open(&paths::state_folder(globals.state.as_deref())?)?.with_durability(durability))
 }
 
 /// A host on the device that the flags say.
@@ -145,13 +195,18 @@ pub fn settings(globals: &Globals, words: &[String]) -> Result<BTreeMap<String, 
 /// # Errors
 /// If the message failed: the actor is then as it was before.
 pub fn send(host: &mut Host, message: Message, silent: bool) -> Result<Outcome> {
+    tell(silent, |on_event| host.send(message, on_event))
+}
+
+/// Does something in which actors speak: replies stream to stdout unless `silent`, and what guests log goes to stderr.
+fn tell<T>(silent: bool, work: impl FnOnce(&mut dyn FnMut(Event<'_>)) -> Result<T, driftwood_actor::Error>) -> Result<T> {
     let mut closed = None;
-    let outcome = host.send(message, &mut |event| match event {
+    let done = work(&mut |event| match event {
         Event::Reply(bytes) if !silent && closed.is_none() => closed = output::stream(bytes).err(),
         Event::Reply(_) => {}
         Event::Log { level, text } => log(level, text),
     })?;
-    closed.map_or(Ok(outcome), Err)
+    closed.map_or(Ok(done), Err)
 }
 
 fn log(level: LogLevel, text: &str) {

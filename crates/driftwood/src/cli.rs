@@ -4,7 +4,7 @@ use crate::commands::{
     actor, bench, chat, completions, diff, doctor, freeze, generate, inspect, log, models, perplexity, pull, run, store, thaw,
 };
 use crate::device::DeviceArgs;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// What `driftwood` alone says.
@@ -45,12 +45,24 @@ pub struct Globals {
     /// Folder of the actors [default: the platform's data folder]
     #[arg(long, global = true, value_name = "DIR", env = "DRIFTWOOD_STATE", hide_env_values = true, help_heading = "Everywhere")]
     pub state: Option<PathBuf>,
+    /// What a reply must survive before it is shown: a power cut (disk), or the end of this process (process)
+    #[arg(long, global = true, value_name = "WHAT", default_value = "disk", help_heading = "Everywhere")]
+    pub durability: Durability,
     /// Say more on stderr (-vv: much more)
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Everywhere")]
     pub verbose: u8,
     /// The device.
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// What must survive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Durability {
+    /// A power cut.
+    Disk,
+    /// The death of this process, by whatever hand.
+    Process,
 }
 
 /// The commands.

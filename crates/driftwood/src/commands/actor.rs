@@ -8,7 +8,7 @@ use crate::interrupt::Replying;
 use crate::{catalogue, guests, output};
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use driftwood_actor::{Exactness, Listed, Message, Rewound, ThawOptions};
+use driftwood_actor::{ActorFolder, Exactness, Listed, Message, Rewound, ThawOptions};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -30,6 +30,8 @@ pub enum ActorCommand {
     Spawn(SpawnArgs),
     /// Send an actor a message and print its reply
     Send(SendArgs),
+    /// Finish the message that an actor was in the middle of when its process died
+    Resume(ResumeArgs),
     /// List the actors
     Ls(LsArgs),
     /// Show what an actor holds
@@ -93,6 +95,20 @@ pub struct SendArgs {
     json: bool,
 }
 
+/// Flags of `actor resume`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  driftwood actor resume alice\n  driftwood actor resume alice --discard")]
+pub struct ResumeArgs {
+    /// The actor
+    name: String,
+    /// Go back to before the message instead
+    #[arg(long)]
+    discard: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 /// Flags of `actor ls`.
 #[derive(Args, Debug)]
 pub struct LsArgs {
@@ -149,6 +165,7 @@ pub fn run(globals: &Globals, command: &ActorCommand) -> Result<()> {
     match command {
         ActorCommand::Spawn(args) => spawn(globals, args),
         ActorCommand::Send(args) => send(globals, args),
+        ActorCommand::Resume(args) => resume(globals, args),
         ActorCommand::Ls(args) => list(globals, args),
         ActorCommand::Inspect(args) => inspect::run(globals, args),
         ActorCommand::Fork(args) => fork(globals, args),
@@ -173,7 +190,7 @@ fn send(globals: &Globals, args: &SendArgs) -> Result<()> {
     let message = Message { settings: overrides(args), ..Message::new(args.name.clone(), text(&args.text)?) };
     let mut stage = Stage::open(globals)?;
     let start = Instant::now();
-    let (folder, report) = stage.wake(&args.name, ThawOptions::default())?;
+    let (folder, report) = stage.wake_for(Some(&message), &args.name, ThawOptions::default())?;
     let thaw_ms = ms_since(start);
     let woken = actors::thawed("woke", &args.name, &report);
     if matches!(report.exactness, Exactness::OtherNumerics { .. }) {
@@ -196,6 +213,40 @@ fn send(globals: &Globals, args: &SendArgs) -> Result<()> {
         }));
     }
     if outcome.reply.ends_with(b"\n") { Ok(()) } else { output::line("") }
+}
+
+fn resume(globals: &Globals, args: &ResumeArgs) -> Result<()> {
+    let state = actors::open_state(globals)?;
+    let folder = state.hold(&args.name)?;
+    if !folder.is_cut_off()? {
+        let nothing = json!({ "name": args.name, "resumed": 0, "discarded": 0, "reply": null, "tokens": [] });
+        let line = format!("nothing to do: `{}` is not in the middle of a message", args.name);
+        return if args.json { output::json(&nothing) } else { output::line(&line) };
+    }
+    let mut stage = Stage { host: actors::host(globals)?, state };
+    stage.thaw(&folder, ThawOptions::default())?;
+    if args.discard {
+        return discard(&mut stage, &folder, args);
+    }
+    let replying = Replying::watch(stage.host.interrupt_handle())?;
+    let outcomes = replying.run(|| stage.resume(&folder, args.json))?;
+    let last = outcomes.last();
+    let reply = last.map(|outcome| String::from_utf8_lossy(&outcome.reply));
+    if args.json {
+        let tokens = last.map(|outcome| outcome.tokens.clone()).unwrap_or_default();
+        return output::json(&json!({ "name": args.name, "resumed": outcomes.len(), "discarded": 0, "reply": reply, "tokens": tokens }));
+    }
+    if reply.is_some_and(|reply| reply.ends_with('\n')) { Ok(()) } else { output::line("") }
+}
+
+/// Gives up what the actor was in the middle of.
+fn discard(stage: &mut Stage, folder: &ActorFolder, args: &ResumeArgs) -> Result<()> {
+    let discarded = stage.host.discard(&args.name)?;
+    folder.save(&mut stage.host)?;
+    if args.json {
+        return output::json(&json!({ "name": args.name, "resumed": 0, "discarded": discarded, "reply": null, "tokens": [] }));
+    }
+    output::line(&format!("`{}` is as it was before its last message", args.name))
 }
 
 fn text(given: &str) -> Result<Vec<u8>> {

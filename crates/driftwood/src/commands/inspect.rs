@@ -34,7 +34,9 @@ pub struct InspectArgs {
 /// If there is no such actor or file, or it is no snapshot.
 pub fn run(globals: &Globals, args: &InspectArgs) -> Result<()> {
     match find(globals, &args.what)? {
-        Found::Actor(actor) => show(args, &actor.manifest, &actor.path, actor.bytes, json!({ "kv_bytes": actor.kv_bytes })),
+        Found::Actor(actor) => {
+            show(args, &actor.manifest, &actor.path, actor.bytes, json!({ "kv_bytes": actor.kv_bytes, "cut_off": actor.cut_off }))
+        }
         Found::File(path) => {
             let inspection = driftwood_snapshot::inspect(&path).with_context(|| format!("cannot inspect {}", path.display()))?;
             show(args, &inspection.manifest, &path, inspection.file_bytes, sizes(&inspection))

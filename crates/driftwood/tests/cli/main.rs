@@ -5,5 +5,6 @@
 mod golden;
 mod gpu;
 mod journeys;
+mod kills;
 mod mistakes;
 mod support;
