@@ -181,8 +181,8 @@ fn sync_folder(folder: &Path) -> Result<(), Error> {
     synced.map_err(|e| Error::system("make durable", folder, e))
 }
 
-/// Locks a new file and fills it. With zeros, not `fallocate`: writing into space that is only reserved changes what the file system knows of
-/// it, so that each sync of data would wait for the system's own journal, too.
+/// Locks a new file and fills it: with zeros, which every system has, and over which records are written without the file system having
+/// anything to note. Space that is only reserved (`fallocate`) changes its state with the first write to it.
 fn fill(file: &File, path: &Path, syncs: bool) -> Result<(), Error> {
     flock(file, FlockOperation::LockExclusive).map_err(|e| Error::system("lock", path, e))?;
     let mut bytes = first_page();

@@ -235,13 +235,13 @@ proptest! {
 
     /// Any bytes, also behind a good first page and in a good journal, end in an intact prefix of what was written.
     #[test]
-    fn damaged_journals_give_prefixes(places in prop::collection::vec((0usize..700, any::<u8>()), 1..4), cut in 0usize..700, noise in any::<bool>()) {
+    fn damaged_journals_give_prefixes(places in prop::collection::vec((0usize..700, any::<u8>()), 1..4), cut in prop::option::of(0usize..700)) {
         let folder = tempfile::tempdir().unwrap();
         let mut bytes = leave(folder.path(), &[("ada", 5), ("bob", 5)]);
         for (at, xor) in places {
             bytes[PAGE_BYTES + at] ^= xor;
         }
-        if noise {
+        if let Some(cut) = cut {
             bytes.truncate(PAGE_BYTES + cut);
         }
         std::fs::write(only_file(folder.path()), &bytes).unwrap();

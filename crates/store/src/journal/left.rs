@@ -80,7 +80,7 @@ fn open(path: &Path) -> Result<Option<File>, Error> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),
-        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(None),
+        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::OPNOTSUPP) => return Ok(None),
         Err(e) => return Err(Error::system("open", path, e)),
     };
     let is_file = file.metadata().map_err(|e| Error::system("open", path, e))?.is_file();
