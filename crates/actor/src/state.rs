@@ -375,7 +375,7 @@ impl ActorFolder {
         let tokens = |head: &Head| head.sessions.iter().map(|session| u64::from(session.tokens)).sum();
         let report = Rewound { turn, dropped_turns: present.turn() - former.turn(), tokens: (tokens(&present), tokens(&former)) };
         if report.dropped_turns > 0 {
-            Head { identity: present.identity, ..former }.publish(&path)?;
+            Head { identity: present.identity, given_up: present.given_up + 1, ..former }.publish(&path)?;
         }
         Ok(report)
     }

@@ -29,9 +29,17 @@ pub struct Manifest {
     pub sessions: Vec<Session>,
     /// The hash of every tensor but KV blocks (whose hashes stand in their pool) and padding (which is zero).
     pub hashes: BTreeMap<String, Hash>,
+    /// Bytes of the tensor `journal`: of an actor in the middle of a message, what it was told in it. Then the rest is the state before the message.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub journal_bytes: u64,
     /// What the writer adds for people or later versions; nothing depends on it.
     #[serde(default)]
     pub notes: BTreeMap<String, serde_json::Value>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Who an actor is and from whom it came.
@@ -272,6 +280,7 @@ impl Manifest {
         check_name("writer", &self.writer)?;
         check_name("identity.name", &self.identity.name)?;
         self.guest.as_ref().map_or(Ok(()), Guest::check)?;
+        at_most("journal_bytes", self.journal_bytes, JOURNAL_BYTES_MAX)?;
         at_most("pools", self.pools.len(), POOLS_MAX)?;
         at_most("sessions", self.sessions.len(), SESSIONS_MAX)?;
         self.pools.iter().enumerate().try_for_each(|(p, pool)| pool.check(p))?;

@@ -217,7 +217,7 @@ impl Head {
             memory: Memory { bytes: guest.memory.bytes, stored_page_bytes: PAGE_BYTES as u32, stored_pages: guest.memory.stored_pages },
         });
         let (writer, identity, notes) = (self.writer.clone(), self.identity.clone(), self.notes.clone());
-        Manifest { writer, identity, guest, pools, sessions, hashes: BTreeMap::new(), notes }
+        Manifest { writer, identity, guest, pools, sessions, hashes: BTreeMap::new(), journal_bytes: 0, notes }
     }
 
     /// Every chunk that it names itself: pages of linear memory are named by its leaves.
