@@ -6,7 +6,7 @@ use crate::limits::Limits;
 use crate::random::Random;
 use crate::runtime::{Compiled, Runtime};
 use crate::sessions::Sessions;
-use crate::{Error, Message, Outcome, Timings};
+use crate::{Error, Message, MessageKind, Outcome, Timings};
 use driftwood_snapshot::{Hash, Identity};
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,16 +55,24 @@ impl Actor {
         check_bytes(&message.bytes, &limits)?;
         check_settings(&message.settings, &limits)?;
         lock(&self.desk).renew_lost_sessions()?;
-        let image = self.image();
-        let mut instance = self.wake(runtime, image.as_deref(), &limits)?;
+        let checkpoint = self.checkpoint();
+        let mut instance = self.wake(runtime, checkpoint.image.as_deref(), &limits)?;
         instance.set_memory_limit(limits.memory_bytes);
         let mut desk = lock(&self.desk);
-        let checkpoint = Checkpoint { image, sessions: desk.sessions.clone(), random: desk.random.clone() };
         let (fuel, wall) = (limits.fuel, limits.wall);
-        let mut turn = Turn { limits, message: message.bytes, overrides: message.settings, ..Turn::default() };
-        turn.tally.restored_tokens = desk.sessions.evaluated_tokens();
+        let mut turn = Turn { limits, kind: message.kind, message: message.bytes, overrides: message.settings, ..Turn::default() };
+        if message.kind == MessageKind::Said {
+            turn.tally.restored_tokens = desk.sessions.evaluated_tokens();
+        }
         desk.turn = Some(turn);
         Ok(Begun { instance, checkpoint, fuel, wall })
+    }
+
+    /// The way back to what it is now.
+    pub(crate) fn checkpoint(&mut self) -> Checkpoint {
+        let image = self.image();
+        let desk = lock(&self.desk);
+        Checkpoint { image, sessions: desk.sessions.clone(), random: desk.random.clone() }
     }
 
     /// An image of the guest as it is; `None` if it never ran.
@@ -105,8 +113,9 @@ impl Actor {
     pub(crate) fn commit(&mut self, instance: Box<Instance>, total: Duration, fuel_used: u64) -> Outcome {
         self.body = Body::Awake(instance);
         let mut desk = lock(&self.desk);
-        desk.messages_handled += 1;
+        desk.sessions.settle_shelf();
         let turn = desk.turn.take().unwrap_or_default();
+        desk.messages_handled += u64::from(turn.kind == MessageKind::Said);
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let tally = turn.tally;
         Outcome {
@@ -166,6 +175,7 @@ impl Actor {
             let state = (handle, session.tokens(), session.evaluated(), session.context_max(), session.sampler().to_json());
             hasher.update(format!("{state:?}").as_bytes());
         }
+        hasher.update(desk.sessions.kept_state().as_bytes());
         Ok(Hash(*hasher.finalize().as_bytes()))
     }
 }

@@ -124,6 +124,7 @@ impl Running {
     fn start(host: &mut Host, index: usize, message: Message) -> Result<Running, Error> {
         let name = message.actor.clone();
         let mut actor = host.take_actor(&name)?;
+        let kind = message.kind;
         let memory_limit_bytes = message.limits.as_ref().unwrap_or(&actor.limits).memory_bytes;
         let Begun { instance, checkpoint, fuel, wall } = match actor.begin(host.runtime(), message) {
             Ok(begun) => begun,
@@ -132,7 +133,7 @@ impl Running {
                 return Err(e);
             }
         };
-        let (handling, started): (Handling, _) = (Box::pin(instance.handle(fuel)), Instant::now());
+        let (handling, started): (Handling, _) = (Box::pin(instance.handle(kind, fuel)), Instant::now());
         Ok(Running { index, name, actor, handling, checkpoint, started, fuel, memory_limit_bytes, wall, reply_shown: 0, parked: false })
     }
 

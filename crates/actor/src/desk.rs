@@ -11,7 +11,7 @@ use crate::parked::Slot;
 use crate::products::ComputeReport;
 use crate::random::Random;
 use crate::sessions::Sessions;
-use crate::{Error, LogLevel};
+use crate::{Error, LogLevel, MessageKind};
 use driftwood_engine::Model;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,6 +72,7 @@ pub(crate) fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
 #[derive(Default)]
 pub(crate) struct Turn {
     pub limits: Limits,
+    pub kind: MessageKind,
     pub message: Vec<u8>,
     pub overrides: BTreeMap<String, String>,
     pub reply: Vec<u8>,

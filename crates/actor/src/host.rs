@@ -12,6 +12,7 @@ use crate::products::ComputeReport;
 use crate::random::Random;
 use crate::runtime::Runtime;
 use crate::sessions::Sessions;
+use crate::shelf::KeptKv;
 use crate::state::valid_name;
 use crate::{Error, Event, Message, Outcome};
 use driftwood_compute::KvDType;
@@ -58,6 +59,8 @@ pub struct ActorInfo {
     pub settings: BTreeMap<String, String>,
     /// Its open sessions, by handle.
     pub sessions: Vec<SessionInfo>,
+    /// KV that is kept for models that it left, the oldest first.
+    pub kept: Vec<KeptKv>,
 }
 
 /// An open session.
@@ -233,6 +236,7 @@ impl Host {
             memory_bytes,
             messages_handled: desk.messages_handled,
             settings: desk.settings.clone(),
+            kept: desk.sessions.kept().collect(),
             sessions: desk.sessions.iter().map(|(handle, session)| session_info(handle, session)).collect(),
         })
     }

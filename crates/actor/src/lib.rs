@@ -8,6 +8,7 @@
 //! Where things are, from the outside in:
 //!
 //! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing, `keep.rs` and `source.rs` the same in a state folder.
+//! - `swap.rs` gives an actor another model, `shelf.rs` keeps the KV of the former.
 //! - `delivery.rs` is the step loop, `actor.rs` the transaction, `parked.rs` where a waiting guest and a step meet.
 //! - `calls/` are the host functions, `abi.rs` their types, `memory.rs` the border at which a guest's numbers are checked, `desk.rs` and
 //!   `sessions.rs` what they work on, `products.rs` where a guest's matrix products are computed, `kernels.rs` the kernels that it brought.
@@ -44,8 +45,10 @@ mod random;
 mod rest;
 mod runtime;
 mod sessions;
+mod shelf;
 mod source;
 mod state;
+mod swap;
 
 pub use admit::{Refusal, admit};
 pub use desk::Interrupt;
@@ -54,9 +57,11 @@ pub use error::Error;
 pub use host::{ActorInfo, FoundInMemory, Host, HostOptions, SessionInfo, SpawnSpec};
 pub use keep::{head_session, save_kv};
 pub use limits::Limits;
-pub use message::{Event, LogLevel, Message, Outcome, Timings};
+pub use message::{Event, LogLevel, Message, MessageKind, Outcome, Timings};
 pub use models::ModelResolver;
 pub use products::{ComputeReport, GpuPath, SharedAddresses};
 pub use rest::{Exactness, FreezeReport, IdentityRule, ThawOptions, ThawReport, pool_info};
+pub use shelf::KeptKv;
 pub use source::restore_session;
 pub use state::{ActorFolder, InState, Listed, StateFolder, valid_name};
+pub use swap::SwapReport;

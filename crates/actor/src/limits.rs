@@ -61,6 +61,8 @@ pub const IDLE_MODULES_MAX: usize = 16;
 pub const ACTORS_MAX: usize = 1 << 20;
 /// Messages handled at the same time; others wait for their turn.
 pub const HANDLED_AT_ONCE_MAX: usize = 256;
+/// Sessions that are not open and whose KV is kept, for an actor that left their models.
+pub const KV_GENERATIONS_MAX: usize = 8;
 /// Bytes of an actor's name.
 pub const NAME_BYTES_MAX: usize = 64;
 

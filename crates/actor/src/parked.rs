@@ -141,6 +141,10 @@ impl Desk {
     /// Charges a step to the message and puts the request into the slot.
     fn ask(&mut self, handle: i32, logits: Option<Destination>) -> Result<(), Refused> {
         let entry = self.sessions.entry(handle)?;
+        if entry.session.tokens().len() > entry.evaluated() + entry.fresh {
+            self.take_back(handle);
+        }
+        let entry = self.sessions.entry(handle)?;
         let (tokens, evaluated) = (entry.session.tokens().len(), entry.evaluated());
         if logits.is_some() && tokens == 0 {
             return Err(Refused::BadArgument);

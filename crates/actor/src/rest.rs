@@ -11,7 +11,7 @@ use crate::models::Models;
 use crate::random::Random;
 use crate::sessions::Sessions;
 use crate::source::{BlockKey, Source};
-use crate::{Error, abi};
+use crate::{Error, abi, shelf};
 use driftwood_compute::{KV_BLOCK_TOKENS, KvDType};
 use driftwood_engine::{BlockAtRest, Logits, Model, RestoredSession, Sampler, Session, SessionAtRest, SessionOptions, SharedBlock, Work};
 use driftwood_snapshot::{self as snapshot, Existing, Global, GuestState, Hash, Identity, Manifest, PoolInfo, Snapshot};
@@ -24,6 +24,8 @@ use std::sync::Arc;
 
 /// The key of the manifest's notes under which the vocabularies of models stand.
 const VOCABULARIES: &str = "vocabularies";
+/// The key of the note of an actor that ever used KV of another model as its model's own.
+const APPROXIMATE: &str = "approximate";
 
 /// What came of freezing.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,7 +111,8 @@ impl fmt::Display for Exactness {
 }
 
 impl Host {
-    /// Writes an actor as one file, durably and in one step: there is the old file or the new one, never a part.
+    /// Writes an actor as one file, durably and in one step: there is the old file or the new one, never a part. KV that is kept for a model
+    /// that is not here any more is left out.
     ///
     /// # Errors
     /// If there is no such actor, or the file cannot be written.
@@ -119,14 +122,15 @@ impl Host {
         let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
         let (desk, identity, compiled) = (actor.desk.clone(), actor.identity.clone(), actor.compiled.clone());
         let (memory, globals) = actor.memory_and_globals(&runtime)?;
-        let desk = lock(&desk);
+        let mut desk = lock(&desk);
+        desk.sessions.wake_shelf(&models);
         let mut pools = Pools::default();
         let mut blocks = Blocks::default();
-        let at_rest: Vec<_> = desk.sessions.iter().map(|(_, session)| session.at_rest()).collect::<Result<_, _>>()?;
-        let each = desk.sessions.iter().zip(&at_rest);
+        let at_rest: Vec<_> = desk.sessions.all_live().map(|(_, session)| session.at_rest()).collect::<Result<_, _>>()?;
+        let each = desk.sessions.all_live().zip(&at_rest);
         let sessions: Vec<_> =
             each.map(|((handle, session), at_rest)| blocks.session(handle, session, pools.of(session), at_rest)).collect();
-        let notes = pools.notes(&models);
+        let notes = pools.notes(&models, &desk.sessions);
         let of_pool = |(info, blocks)| snapshot::PoolContents { info, blocks };
         let contents = snapshot::Contents {
             writer: concat!("driftwood ", env!("CARGO_PKG_VERSION")),
@@ -233,26 +237,39 @@ pub(crate) fn guest_state(desk: &Desk, globals: Vec<Global>) -> GuestState {
 #[derive(Default)]
 pub(crate) struct Pools {
     pub infos: Vec<PoolInfo>,
-    models: Vec<Arc<Model>>,
+    models: Vec<Option<Arc<Model>>>, // of those whose model is open
 }
 
 impl Pools {
     /// The index of a session's pool.
     pub(crate) fn of(&mut self, session: &Session) -> u32 {
         let info = pool_info(session);
-        let same = |(known, model): (&PoolInfo, &Arc<Model>)| Arc::ptr_eq(model, session.model()) && *known == info;
+        let own = |model: &Option<Arc<Model>>| model.as_ref().is_some_and(|model| Arc::ptr_eq(model, session.model()));
+        let same = |(known, model): (&PoolInfo, &Option<Arc<Model>>)| own(model) && *known == info;
         let at = self.infos.iter().zip(&self.models).position(same).unwrap_or_else(|| {
             self.infos.push(info.clone());
-            self.models.push(session.model().clone());
+            self.models.push(Some(session.model().clone()));
+            self.infos.len() - 1
+        });
+        at as u32
+    }
+
+    /// The index of the pool of KV whose model is not open.
+    pub(crate) fn of_stored(&mut self, info: &PoolInfo) -> u32 {
+        let at = self.infos.iter().position(|known| known == info).unwrap_or_else(|| {
+            self.infos.push(info.clone());
+            self.models.push(None);
             self.infos.len() - 1
         });
         at as u32
     }
 
     /// What a manifest notes of the models.
-    pub(crate) fn notes(&self, models: &Models) -> BTreeMap<String, serde_json::Value> {
-        let vocabularies: BTreeMap<&str, Hash> = self.models.iter().map(|m| (m.name(), models.vocabulary(m))).collect();
-        BTreeMap::from([(VOCABULARIES.to_owned(), serde_json::json!(vocabularies))])
+    pub(crate) fn notes(&self, models: &Models, sessions: &Sessions) -> BTreeMap<String, serde_json::Value> {
+        let vocabularies: BTreeMap<&str, Hash> = self.models.iter().flatten().map(|m| (m.name(), models.vocabulary(m))).collect();
+        let mut notes = BTreeMap::from([(VOCABULARIES.to_owned(), serde_json::json!(vocabularies))]);
+        notes.extend(sessions.approximate.then(|| (APPROXIMATE.to_owned(), true.into())));
+        notes
     }
 }
 
@@ -313,7 +330,7 @@ fn stored_dtype(dtype: KvDType) -> snapshot::KvDType {
     }
 }
 
-fn live_dtype(dtype: snapshot::KvDType) -> KvDType {
+pub(crate) fn live_dtype(dtype: snapshot::KvDType) -> KvDType {
     match dtype {
         snapshot::KvDType::F16 => KvDType::F16,
         snapshot::KvDType::F32 => KvDType::F32,
@@ -353,10 +370,15 @@ impl<'a> Thawing<'a> {
     fn sessions(&mut self, host: &mut Host) -> Result<(), Error> {
         let manifest: &Manifest = self.source.manifest();
         let limit = self.options.limits.sessions;
-        if manifest.sessions.len() > limit {
+        self.open.approximate = manifest.notes.get(APPROXIMATE).is_some_and(|note| note == true);
+        if manifest.sessions.iter().filter(|stored| stored.state.handle < shelf::FIRST_HANDLE).count() > limit {
             return Err(Error::LimitSessions { limit });
         }
         for (index, stored) in manifest.sessions.iter().enumerate() {
+            if stored.state.handle >= shelf::FIRST_HANDLE {
+                self.open.shelve_stored(self.source, index)?;
+                continue;
+            }
             let info = &manifest.pools[stored.state.pool as usize].info;
             let model = host.model(&self.model_name(info)?)?;
             let sampler = Sampler::from_json(stored.state.sampler.clone())?;
@@ -369,7 +391,12 @@ impl<'a> Thawing<'a> {
                 return Err(unthawable(format!("it has no place for a session of handle {}", stored.state.handle)));
             }
         }
-        let (asked_bytes, limit_bytes) = (self.open.kv_bytes(), self.options.limits.kv_bytes);
+        let limit_bytes = self.options.limits.kv_bytes;
+        while self.open.kv_bytes() > limit_bytes {
+            let Some(dropped) = self.open.drop_oldest() else { break };
+            tracing::warn!("{dropped}: more than {limit_bytes} bytes of KV");
+        }
+        let asked_bytes = self.open.kv_bytes();
         if asked_bytes > limit_bytes { Err(Error::LimitKv { asked_bytes, limit_bytes }) } else { Ok(()) }
     }
 
