@@ -5,7 +5,9 @@ mod common;
 mod tiny;
 
 use common::settings;
-use driftwood_actor::{Error, Event, Existing, Host, HostOptions, Limits, Message, Refusal, SpawnSpec, StateFolder, SwapReport, ThawOptions};
+use driftwood_actor::{
+    Error, Event, Existing, Host, HostOptions, Limits, Message, Refusal, SpawnSpec, StateFolder, SwapReport, ThawOptions,
+};
 use driftwood_compute::{Arithmetic, Cpu, Simd};
 use driftwood_store::Head;
 use std::sync::Arc;
@@ -163,7 +165,8 @@ fn a_guest_is_told_in_a_transaction() {
             }
         }
     }
-    let wrong = told("(i32.const 0)").replace("driftwood_model_changed\") (result i32)", "driftwood_model_changed\") (param i32) (result i32)");
+    let wrong =
+        told("(i32.const 0)").replace("driftwood_model_changed\") (result i32)", "driftwood_model_changed\") (param i32) (result i32)");
     let refused = driftwood_actor::admit(&wat::parse_str(wrong).unwrap()).unwrap_err();
     assert!(matches!(&refused, Refusal::Export { name, .. } if name == "driftwood_model_changed"), "{refused}");
 }
@@ -276,10 +279,14 @@ fn hostile_shelves_are_refused() {
         ("a shelf longer than it may be", "more than 8", Box::new(|head| on_shelf(head, &too_many))),
         ("a handle for nobody", "no place", Box::new(|head| on_shelf(head, &[0]))),
         ("one handle twice", "two sessions", Box::new(|head| on_shelf(head, &[SHELF]))),
-        ("tokens without KV", "tokens without KV", Box::new(|head| {
-            let kept = head.sessions.last_mut().unwrap();
-            (kept.evaluated, kept.blocks) = (0, Vec::new());
-        })),
+        (
+            "tokens without KV",
+            "tokens without KV",
+            Box::new(|head| {
+                let kept = head.sessions.last_mut().unwrap();
+                (kept.evaluated, kept.blocks) = (0, Vec::new());
+            }),
+        ),
     ];
     for (case, why, change) in cases {
         let mut bad = good.clone();

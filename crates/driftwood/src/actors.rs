@@ -148,10 +148,16 @@ pub fn send(host: &mut Host, message: Message, silent: bool) -> Result<Outcome> 
     let mut closed = None;
     let outcome = host.send(message, &mut |event| match event {
         Event::Reply(bytes) if !silent && closed.is_none() => closed = output::stream(bytes).err(),
-        Event::Reply(_) => {}
-        Event::Log { level, text } => log(level, text),
+        event => heard(event),
     })?;
     closed.map_or(Ok(outcome), Err)
+}
+
+/// Passes on what a guest logs; its reply is nobody's here.
+pub fn heard(event: Event<'_>) {
+    if let Event::Log { level, text } = event {
+        log(level, text);
+    }
 }
 
 fn log(level: LogLevel, text: &str) {

@@ -2,7 +2,7 @@
 
 use crate::actors::{self, Cast, Stage};
 use crate::cli::Globals;
-use crate::commands::inspect;
+use crate::commands::{inspect, swap};
 use crate::decode::ms_since;
 use crate::interrupt::Replying;
 use crate::{catalogue, guests, output};
@@ -19,6 +19,7 @@ Examples:
   driftwood actor spawn alice --system \"You are a terse sailor.\"
   driftwood actor send alice \"Where does driftwood come from?\"
   driftwood actor fork alice bob
+  driftwood actor model alice gemma3-270m
   driftwood actor ls";
 
 /// What can be done with actors.
@@ -35,6 +36,8 @@ pub enum ActorCommand {
     Inspect(inspect::InspectArgs),
     /// Copy an actor: the same past, two futures
     Fork(ForkArgs),
+    /// Show an actor's model, or give it another
+    Model(swap::ModelArgs),
     /// Remove an actor
     Rm(RmArgs),
 }
@@ -132,6 +135,7 @@ pub fn run(globals: &Globals, command: &ActorCommand) -> Result<()> {
         ActorCommand::Ls(args) => list(globals, args),
         ActorCommand::Inspect(args) => inspect::run(globals, args),
         ActorCommand::Fork(args) => fork(globals, args),
+        ActorCommand::Model(args) => swap::run(globals, args),
         ActorCommand::Rm(args) => remove(globals, args),
     }
 }
