@@ -13,6 +13,7 @@ use crate::products::ComputeReport;
 use crate::random::Random;
 use crate::runtime::Runtime;
 use crate::sessions::Sessions;
+use crate::shelf::KeptKv;
 use crate::state::valid_name;
 use crate::{Error, Event, Message, Outcome};
 use driftwood_compute::KvDType;
@@ -59,6 +60,8 @@ pub struct ActorInfo {
     pub settings: BTreeMap<String, String>,
     /// Its open sessions, by handle.
     pub sessions: Vec<SessionInfo>,
+    /// KV that is kept for models that it left, the oldest first.
+    pub kept: Vec<KeptKv>,
 }
 
 /// An open session.
@@ -240,6 +243,7 @@ impl Host {
             memory_bytes,
             messages_handled: desk.messages_handled,
             settings: desk.settings.clone(),
+            kept: desk.sessions.kept().collect(),
             sessions: desk.sessions.iter().map(|(handle, session)| session_info(handle, session)).collect(),
         })
     }
@@ -281,7 +285,7 @@ impl Host {
         self.actors.get_mut(name).ok_or_else(|| no_such(name))?.state_hash(&runtime)
     }
 
-    /// Changes a setting of an actor.
+    /// Changes a setting of an actor. Its messages are recorded again once it is kept.
     ///
     /// # Errors
     /// If there is no such actor, or its settings become too long.
@@ -292,6 +296,7 @@ impl Host {
         settings.insert(key.to_owned(), value.to_owned());
         check_settings(&settings, &actor.limits)?;
         desk.settings = settings;
+        actor.log = None; // what follows does not continue the head that is there
         Ok(())
     }
 
@@ -322,7 +327,7 @@ impl Host {
             turn: None,
             slot: Slot::default(),
             token: None,
-            ahead: Vec::new(),
+            ahead: Arc::default(),
             products: ComputeReport::default(),
             kernels: Kernels::default(),
         }))

@@ -1,11 +1,11 @@
 //! A living guest: a Wasmtime store with one instance, and the image that one can be built from again.
 
-use crate::abi::{self, Refused};
+use crate::abi::{self, MODEL_CHANGED, Refused};
 use crate::desk::SharedDesk;
 use crate::limits::{Limits, TABLE_ELEMENTS_MAX, TICKS_BEFORE_YIELD};
 use crate::products::Share;
 use crate::runtime::{Compiled, Runtime, block_on};
-use crate::{Error, instrument::Life};
+use crate::{Error, MessageKind, instrument::Life};
 use driftwood_region::Region;
 use driftwood_snapshot::ValueKind;
 use std::sync::Arc;
@@ -91,6 +91,7 @@ pub(crate) struct Instance {
     memory: Memory,
     globals: Vec<(Global, ValueKind)>,
     handle: TypedFunc<(), i32>,
+    model_changed: Option<TypedFunc<(), i32>>,
 }
 
 impl Instance {
@@ -148,10 +149,14 @@ impl Instance {
             globals.push((plain.get_global(&mut store, &name).ok_or_else(|| missing(&name))?, slot.kind));
         }
         let handle = plain.get_typed_func::<(), i32>(&mut store, "handle")?;
+        let model_changed = match compiled.admitted.has_model_changed {
+            true => Some(plain.get_typed_func::<(), i32>(&mut store, MODEL_CHANGED)?),
+            false => None,
+        };
         let region = runtime.memories.region_at(memory.data_ptr(&store)).ok_or_else(|| missing("region"))?;
         store.data_mut().memory = Some(memory);
         store.data_mut().region = Some(region);
-        Ok((Instance { store, memory, globals, handle }, plain))
+        Ok((Instance { store, memory, globals, handle, model_changed }, plain))
     }
 
     /// Lays an image over fresh, zero memory.
@@ -197,14 +202,20 @@ impl Instance {
         self.memory.data(&self.store)
     }
 
-    /// Handles one message; gives itself back with what `handle` returned and the fuel that is left.
-    pub(crate) async fn handle(mut self: Box<Self>, fuel: u64) -> (Box<Self>, wasmtime::Result<i32>) {
+    /// Handles one message; gives itself back with what its function returned and the fuel that is left.
+    pub(crate) async fn handle(mut self: Box<Self>, kind: MessageKind, fuel: u64) -> (Box<Self>, wasmtime::Result<i32>) {
         self.store.set_epoch_deadline(TICKS_BEFORE_YIELD);
         if let Err(e) = self.store.set_fuel(fuel) {
             return (self, Err(e));
         }
-        let handle = self.handle.clone();
-        let returned = handle.call_async(&mut self.store, ()).await;
+        let function = match kind {
+            MessageKind::Said => Some(self.handle.clone()),
+            MessageKind::ModelChanged => self.model_changed.clone(),
+        };
+        let Some(function) = function else {
+            return (self, Err(wasmtime::format_err!("the guest has no export {MODEL_CHANGED}")));
+        };
+        let returned = function.call_async(&mut self.store, ()).await;
         (self, returned)
     }
 

@@ -39,12 +39,15 @@ impl Host {
             sessions.push(head_session(handle, session, pools.of(session), &kv, &commit)?);
             saved.push(kv);
         }
+        let (kept, kept_kv) = desk.sessions.save_shelf(&mut pools, &commit)?;
+        sessions.extend(kept);
+        saved.extend(kept_kv);
         let guest = HeadGuest { state: guest_state(&desk, globals), module, memory };
         let head = Head {
             writer: concat!("driftwood ", env!("CARGO_PKG_VERSION")).to_owned(),
             identity: identity.clone(),
             guest: Some(guest),
-            notes: pools.notes(&models),
+            notes: pools.notes(&models, &desk.sessions),
             pools: pools.infos,
             sessions,
             former,

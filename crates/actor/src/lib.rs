@@ -9,6 +9,8 @@
 //!
 //! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing, `keep.rs` and `source.rs` the same in a state folder,
 //!   `history.rs` what was before.
+//! - `swap.rs` gives an actor another model, `shelf.rs` keeps the KV of the former.
+//! - `tape.rs` is what a message was told, `log.rs` the same as records of a journal, `resume.rs` how a message that was cut goes on.
 //! - `delivery.rs` is the step loop, `actor.rs` the transaction, `parked.rs` where a waiting guest and a step meet.
 //! - `calls/` are the host functions, `abi.rs` their types, `memory.rs` the border at which a guest's numbers are checked, `desk.rs` and
 //!   `sessions.rs` what they work on, `products.rs` where a guest's matrix products are computed, `kernels.rs` the kernels that it brought.
@@ -48,8 +50,10 @@ mod rest;
 mod resume;
 mod runtime;
 mod sessions;
+mod shelf;
 mod source;
 mod state;
+mod swap;
 mod tape;
 
 pub use admit::{Refusal, admit};
@@ -61,9 +65,11 @@ pub use history::Moment;
 pub use host::{ActorInfo, FoundInMemory, Host, HostOptions, SessionInfo, SpawnSpec};
 pub use keep::{head_session, save_kv};
 pub use limits::Limits;
-pub use message::{Event, LogLevel, Message, Outcome, Timings};
+pub use message::{Event, LogLevel, Message, MessageKind, Outcome, Timings};
 pub use models::ModelResolver;
 pub use products::{ComputeReport, GpuPath, SharedAddresses};
 pub use rest::{Exactness, FreezeReport, IdentityRule, ThawOptions, ThawReport, live_dtype, pool_info};
+pub use shelf::KeptKv;
 pub use source::restore_session;
 pub use state::{ActorFolder, InState, Listed, Rewound, StateFolder, valid_name};
+pub use swap::SwapReport;

@@ -265,7 +265,6 @@ fn parse_answer(kind: u8, fields: &[u8]) -> Option<Taped> {
 }
 
 /// Records behind one another, each behind its length, as a snapshot carries them.
-#[allow(dead_code)] // freezing a parked actor comes next
 pub(crate) fn pack(records: &[Vec<u8>]) -> Vec<u8> {
     records.iter().flat_map(|record| (record.len() as u32).to_le_bytes().into_iter().chain(record.iter().copied())).collect()
 }
@@ -274,7 +273,6 @@ pub(crate) fn pack(records: &[Vec<u8>]) -> Vec<u8> {
 ///
 /// # Errors
 /// If a length is not that of its record.
-#[allow(dead_code)]
 pub(crate) fn unpack(mut packed: &[u8]) -> Result<Vec<&[u8]>, Error> {
     let mut records = Vec::new();
     while !packed.is_empty() {

@@ -49,6 +49,14 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// What was recorded of messages since that state.
+    pub(crate) fn journal(&self) -> &[u8] {
+        match self {
+            Source::File(file) => file.journal().map_or(&[], |view| view.bytes()),
+            Source::Head { .. } => &[], // in the folder of journals
+        }
+    }
+
     /// The guest's module, verified.
     pub(crate) fn module(&self) -> Result<Arc<[u8]>, Error> {
         match self {

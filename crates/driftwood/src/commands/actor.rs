@@ -2,7 +2,7 @@
 
 use crate::actors::{self, Cast, Stage};
 use crate::cli::Globals;
-use crate::commands::inspect;
+use crate::commands::{inspect, swap};
 use crate::decode::ms_since;
 use crate::interrupt::Replying;
 use crate::{catalogue, guests, output};
@@ -20,6 +20,7 @@ Examples:
   driftwood actor send alice \"Where does driftwood come from?\"
   driftwood actor fork alice bob
   driftwood actor rewind alice --to 2
+  driftwood actor model alice gemma3-270m
   driftwood actor ls";
 
 /// What can be done with actors.
@@ -40,6 +41,8 @@ pub enum ActorCommand {
     Fork(ForkArgs),
     /// Take an actor back to an earlier message
     Rewind(RewindArgs),
+    /// Show an actor's model, or give it another
+    Model(swap::ModelArgs),
     /// Remove an actor
     Rm(RmArgs),
 }
@@ -170,6 +173,7 @@ pub fn run(globals: &Globals, command: &ActorCommand) -> Result<()> {
         ActorCommand::Inspect(args) => inspect::run(globals, args),
         ActorCommand::Fork(args) => fork(globals, args),
         ActorCommand::Rewind(args) => rewind(globals, args),
+        ActorCommand::Model(args) => swap::run(globals, args),
         ActorCommand::Rm(args) => remove(globals, args),
     }
 }

@@ -3,6 +3,7 @@
 pub mod boundary;
 pub mod decode;
 pub mod kv;
+pub mod swap;
 
 use crate::catalogue;
 use crate::cli::Globals;
@@ -18,7 +19,8 @@ const EXAMPLES: &str = "\
 Examples:
   driftwood bench decode --tokens 24,512,4096
   driftwood bench kv --model gemma3-270m --tokens 24,512,2048,4096 --json
-  driftwood bench boundary --json";
+  driftwood bench boundary --json
+  driftwood bench swap --model smollm2-135m --other gemma3-270m --json";
 
 /// The benches.
 #[derive(Debug, Subcommand)]
@@ -30,6 +32,8 @@ pub enum BenchCommand {
     Decode(decode::DecodeArgs),
     /// What it costs to drive the model from inside an actor
     Boundary(boundary::BoundaryArgs),
+    /// Changing an actor's model and coming back, against reading all again
+    Swap(swap::SwapArgs),
 }
 
 /// Flags of all benches.
@@ -55,6 +59,7 @@ pub fn run(globals: &Globals, command: &BenchCommand) -> Result<()> {
         BenchCommand::Kv(args) => kv::run(globals, args),
         BenchCommand::Decode(args) => decode::run(globals, args),
         BenchCommand::Boundary(args) => boundary::run(globals, args),
+        BenchCommand::Swap(args) => swap::run(globals, args),
     }
 }
 
