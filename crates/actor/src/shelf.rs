@@ -19,10 +19,14 @@ use driftwood_engine::{Model, RestoredBlock, RestoredPiece, RestoredSession, Sam
 use driftwood_snapshot::{Hash, PoolInfo, SessionState};
 use driftwood_store::{Commit, HeadPiece, HeadSession, write_ids};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Handles from here on are those of generations on the shelf: a guest's are positive 32-bit integers.
 pub(crate) const FIRST_HANDLE: u32 = 1 << 31;
+
+/// Tokens of a piece of KV in the store.
+const PIECE_TOKENS: usize = 16;
 
 /// A generation on the shelf.
 #[derive(Clone, Debug)]
@@ -140,29 +144,40 @@ impl Resting {
 
     /// As a head has it. Chunks that are there are named, others written.
     fn save(&self, handle: u32, pool: u32, commit: &Commit<'_>) -> Result<HeadSession, Error> {
-        let piece = |tokens: usize, bytes: &[u8], hash: Option<[u8; 32]>| -> Result<HeadPiece, Error> {
-            let rows = match hash.and_then(|hash| commit.find(Hash(hash))) {
+        let piece = |tokens: usize, bytes: &[u8], hash: [u8; 32]| -> Result<HeadPiece, Error> {
+            let rows = match commit.find(Hash(hash)) {
                 Some(there) => there,
                 None => commit.put(bytes)?,
             };
-            let intact = hash.is_none_or(|hash| rows.hash.0 == hash);
-            if intact { Ok(HeadPiece { tokens: tokens as u32, rows }) } else { Err(driftwood_engine::Error::AlteredKv.into()) }
+            if rows.hash.0 == hash { Ok(HeadPiece { tokens: tokens as u32, rows }) } else { Err(driftwood_engine::Error::AlteredKv.into()) }
         };
-        let of_piece = |p: &RestoredPiece| piece(p.tokens, p.view.bytes(), Some(p.hash));
+        let of_piece = |p: &RestoredPiece| piece(p.tokens, p.view.bytes(), p.hash);
         let mut blocks = Vec::with_capacity(self.blocks.len() + 1);
         for block in &self.blocks {
             blocks.push(match block {
-                RestoredBlock::Mapped { view, hash } => vec![piece(KV_BLOCK_TOKENS, view.bytes(), Some(*hash))?],
+                RestoredBlock::Mapped { view, hash } => vec![piece(KV_BLOCK_TOKENS, view.bytes(), *hash)?],
                 RestoredBlock::Pieces(pieces) => pieces.iter().map(of_piece).collect::<Result<_, _>>()?,
                 RestoredBlock::Shared(_) => return Err(Error::Bug { why: "a generation at rest shares a block".into() }),
             });
         }
         if !self.tail.is_empty() {
-            blocks.push(vec![piece(self.tokens.len() % KV_BLOCK_TOKENS, &self.tail, None)?]);
+            blocks.push(self.save_tail(commit)?);
         }
         let count = self.tokens.len() as u32;
         let state = SessionState { handle, pool, context_max: self.context_max as u32, sampler: serde_json::Value::Null };
         Ok(HeadSession { state, tokens: count, evaluated: count, ids: write_ids(commit, &self.tokens)?, blocks })
+    }
+
+    /// The packed rows of the last block, in pieces as the store has them.
+    fn save_tail(&self, commit: &Commit<'_>) -> Result<Vec<HeadPiece>, Error> {
+        let (tokens, row_bytes) = (self.tokens.len() % KV_BLOCK_TOKENS, self.info.row_bytes() as usize);
+        let pieces: Vec<_> = (0..tokens).step_by(PIECE_TOKENS).map(|from| from..tokens.min(from + PIECE_TOKENS)).collect();
+        let rows = |piece: &Range<usize>| {
+            let stripes = self.tail.chunks_exact(tokens * row_bytes); // (layer, k or v, kv_head) of (token, head_dim)
+            stripes.map(|stripe| &stripe[piece.start * row_bytes..piece.end * row_bytes]).collect()
+        };
+        let written = commit.put_all(&pieces.iter().map(rows).collect::<Vec<_>>())?;
+        Ok(pieces.iter().zip(written).map(|(piece, rows)| HeadPiece { tokens: piece.len() as u32, rows }).collect())
     }
 }
 

@@ -114,7 +114,11 @@ fn resume(args: &ChatArgs, stage: &mut Stage) -> Result<ActorFolder> {
             args.name
         )));
     }
-    let (folder, report) = stage.wake(&args.name, ThawOptions { settings: sampling(args), ..ThawOptions::default() })?;
+    let options = ThawOptions { settings: sampling(args), ..ThawOptions::default() };
+    let (folder, report) = match &args.model {
+        Some(model) => swap::wake(stage, &args.name, model, options)?,
+        None => stage.wake(&args.name, options)?,
+    };
     output::remark(&actors::thawed("resumed", &args.name, &report));
     if let Some(model) = &args.model {
         let report = swap::swap(&mut stage.host, &args.name, model, false)?;

@@ -7,7 +7,7 @@ use crate::models::ModelsFolder;
 use crate::output;
 use anyhow::Result;
 use clap::Args;
-use driftwood_actor::{Host, SwapReport, ThawOptions};
+use driftwood_actor::{ActorFolder, Host, SwapReport, ThawOptions, ThawReport};
 use serde_json::json;
 use std::time::Instant;
 
@@ -46,7 +46,7 @@ pub fn run(globals: &Globals, args: &ModelArgs) -> Result<()> {
     let Some(other) = &args.other else { return show(globals, args) };
     let mut stage = Stage::open(globals)?;
     let start = Instant::now();
-    let (folder, _) = stage.wake(&args.name, ThawOptions::default())?;
+    let (folder, _) = wake(&mut stage, &args.name, other, ThawOptions::default())?;
     let thaw_ms = ms_since(start);
     let report = swap(&mut stage.host, &args.name, other, args.keep_kv)?;
     let start = Instant::now();
@@ -74,6 +74,17 @@ fn show(globals: &Globals, args: &ModelArgs) -> Result<()> {
         return output::json(&json!({ "name": args.name, "model": model }));
     }
     output::line(model.as_deref().unwrap_or("none"))
+}
+
+/// Wakes an actor that is to have another model. Where its own is not there any more, the other takes its place if it is the same file.
+///
+/// # Errors
+/// As [`Stage::wake`].
+pub fn wake(stage: &mut Stage, name: &str, other: &str, options: ThawOptions) -> Result<(ActorFolder, ThawReport)> {
+    stage.wake(name, options.clone()).or_else(|why| {
+        let model = ModelsFolder::of_environment()?.find(other)?.name;
+        stage.wake(name, ThawOptions { model: Some(model), ..options }).map_err(|_| why)
+    })
 }
 
 /// Gives an actor that is awake another model, by name or path. What the guest says of it goes to stderr.
