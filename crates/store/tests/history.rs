@@ -154,7 +154,7 @@ fn hostile_chains_are_refused() {
     let formers: [(Vec<u8>, &str); 5] = [
         (b"nonsense".to_vec(), "no head"),
         (text.replacen("test", "tEst", 1).into_bytes(), "does not match its hash"),
-        (text.replacen("-head 1", "-head 2", 1).into_bytes(), "update driftwood"),
+        (text.replacen("-head 2", "-head 3", 1).into_bytes(), "update driftwood"),
         (heads[3].text().unwrap().into_bytes(), "no fewer messages"),
         (vec![0xff; 10], "no text"),
     ];
