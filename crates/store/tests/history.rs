@@ -116,7 +116,8 @@ fn what_only_the_past_names_is_kept_and_counted() {
 
 #[test]
 fn a_damaged_past_is_told_and_stops_a_sweep() {
-    let damage: [(&str, fn(&Head) -> Chunk); 3] = [
+    type Part = fn(&Head) -> Chunk;
+    let damage: [(&str, Part); 3] = [
         ("the former head", |head| head.former.unwrap()),
         ("turns", |head| head.turns.unwrap()),
         ("memory", |head| head.guest.as_ref().unwrap().memory.leaves[0].unwrap()),
