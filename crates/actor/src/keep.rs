@@ -2,7 +2,6 @@
 
 use crate::Error;
 use crate::desk::lock;
-use crate::history::Past;
 use crate::host::{Host, no_such};
 use crate::rest::{FreezeReport, Pools, guest_state};
 use driftwood_engine::{Piece, SavedKv, Session, UnsavedRows};
@@ -61,7 +60,7 @@ impl Host {
         let sync_ms = begun.elapsed().as_secs_f64() * 1e3 - serialise_ms;
         let bytes = commit.written_bytes() + published.bytes;
         let kv_bytes = head.kv_bytes();
-        actor.past = Past::at(head, chunks);
+        actor.past.kept(head, chunks);
         Ok(FreezeReport { identity, bytes, kv_bytes, serialise_ms, sync_ms })
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! # How this crate is laid out
 //!
-//! `chunk.rs` names bytes, `chunks.rs` finds and maps them, `commit.rs` writes new ones, `head.rs` is the file that names all chunks of an
+//! `chunk.rs` names bytes, `chunks.rs` finds and maps them, `commit.rs` writes new ones, `head.rs` (and `pieces.rs`) is the file that names all chunks of an
 //! actor, `history.rs` the heads before it, `export.rs` makes one file of all of them, `sweep.rs` finds out what nobody names any more, and whether what is named is there.
 //! `journal.rs` is what happened since a head: appended record by record, and found again after the process was killed.
 
@@ -15,6 +15,7 @@ mod export;
 mod head;
 mod history;
 mod journal;
+mod pieces;
 mod sweep;
 
 pub use chunk::{Chunk, NotAChunk, PackId};

@@ -255,7 +255,7 @@ fn hostile_heads_are_refused() {
         ("x\n{}".into(), "no head"),
         (text.replacen("test", "tEst", 1), "does not match its hash"),
         (text[..text.len() - 1].to_owned(), "does not match its hash"),
-        (text.replacen("-head 1", "-head x", 1), "version is no number"),
+        (text.replacen("-head 2", "-head x", 1), "version is no number"),
     ] {
         std::fs::write(&path, text).unwrap();
         assert!(matches!(Head::read(&path), Err(Error::BadHead { why: said, .. }) if said.contains(why)), "{why}");
@@ -273,9 +273,9 @@ fn hostile_heads_are_refused() {
         std::fs::write(&path, text).unwrap();
         assert!(matches!(Head::hash_of(&path), Err(Error::BadHead { why: said, .. }) if said.contains(why)), "{text:?}");
     }
-    std::fs::write(&path, text.replacen("-head 1", "-head 2", 1)).unwrap();
-    assert!(matches!(Head::read(&path), Err(Error::FutureVersion { found: 2, .. })));
-    assert!(matches!(Head::hash_of(&path), Err(Error::FutureVersion { found: 2, .. })));
+    std::fs::write(&path, text.replacen("-head 2", "-head 3", 1)).unwrap();
+    assert!(matches!(Head::read(&path), Err(Error::FutureVersion { found: 3, .. })));
+    assert!(matches!(Head::hash_of(&path), Err(Error::FutureVersion { found: 3, .. })));
 }
 
 #[test]
