@@ -7,7 +7,7 @@
 //!
 //! Where things are, from the outside in:
 //!
-//! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing, `keep.rs` and `source.rs` the same in a state folder.
+//! - `host.rs` is the API, `state.rs` the folder in which actors rest, `crowd.rs` many of them at once, `rest.rs` freezing and thawing, `keep.rs` and `source.rs` the same in a state folder.
 //! - `delivery.rs` is the step loop, `actor.rs` the transaction, `parked.rs` where a waiting guest and a step meet.
 //! - `calls/` are the host functions, `abi.rs` their types, `memory.rs` the border at which a guest's numbers are checked, `desk.rs` and
 //!   `sessions.rs` what they work on, `products.rs` where a guest's matrix products are computed, `kernels.rs` the kernels that it brought.
@@ -23,6 +23,7 @@ mod abi;
 mod actor;
 mod admit;
 mod calls;
+mod crowd;
 mod delivery;
 mod desk;
 mod error;

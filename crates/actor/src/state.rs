@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-const HEAD_FILE: &str = "head";
+pub(crate) const HEAD_FILE: &str = "head";
 const ACTOR_FILE: &str = "actor.safetensors";
 const IMPORTED_FILE: &str = "imported.safetensors";
 const LOCK_FILE: &str = "lock";
@@ -91,6 +91,11 @@ impl StateFolder {
     /// The chunks of all actors.
     pub fn chunks(&self) -> &Arc<Chunks> {
         &self.chunks
+    }
+
+    /// The folder with a folder for each actor.
+    pub(crate) fn actors(&self) -> &Path {
+        &self.actors
     }
 
     /// The heads of all actors: what a collection of garbage goes by.
@@ -192,6 +197,11 @@ impl StateFolder {
         self.hold(name)?.remove()
     }
 
+    /// Whether an actor rests under a name.
+    pub(crate) fn at_rest(&self, name: &str) -> bool {
+        at_rest(&self.actors.join(name)).is_some()
+    }
+
     fn check_exists(&self, name: &str) -> Result<(Form, PathBuf), Error> {
         valid_name(name)?;
         at_rest(&self.actors.join(name)).ok_or_else(|| Error::NoSuchActor { name: name.to_owned() })
@@ -242,6 +252,11 @@ impl ActorFolder {
     /// The head that [`ActorFolder::save`] publishes.
     pub fn head(&self) -> PathBuf {
         self.path.join(HEAD_FILE)
+    }
+
+    /// Whether the actor rests as a head. One that the first version kept, or that was imported, does so once it is saved.
+    pub fn is_head(&self) -> bool {
+        self.at_rest().is_some_and(|(form, _)| form == Form::Head)
     }
 
     /// Thaws the actor into a host under its own name. It is the same actor, unless it was imported and never saved here: then it is a new
@@ -344,7 +359,7 @@ fn write_holder(lock: &mut File) -> std::io::Result<()> {
     lock.write_all(format!("{program} (process {})\n", std::process::id()).as_bytes())
 }
 
-fn system(operation: &'static str, path: &Path, source: std::io::Error) -> Error {
+pub(crate) fn system(operation: &'static str, path: &Path, source: std::io::Error) -> Error {
     Error::System { operation, path: path.to_owned(), source }
 }
 

@@ -100,12 +100,20 @@ impl Head {
     /// # Errors
     /// If the disk refuses; what was there stays.
     pub fn publish(&self, path: &Path) -> Result<u64, Error> {
-        let json = serde_json::to_string(self).map_err(|e| Error::system("write", path, std::io::Error::other(e)))?;
-        let text = format!("{MAGIC} {HEAD_VERSION} {}\n{json}", Hash::of(json.as_bytes()));
+        let text = self.to_text().map_err(|e| Error::system("write", path, e))?;
         let mut temp = Temp::beside(path)?;
         temp.file.write_all(text.as_bytes()).map_err(|e| Error::system("write", path, e))?;
         temp.publish(Existing::Replace)?;
         Ok(text.len() as u64)
+    }
+
+    /// The file's text.
+    ///
+    /// # Errors
+    /// If it cannot be written as JSON.
+    pub fn to_text(&self) -> std::io::Result<String> {
+        let json = serde_json::to_string(self)?;
+        Ok(format!("{MAGIC} {HEAD_VERSION} {}\n{json}", Hash::of(json.as_bytes())))
     }
 
     /// Reads a head and checks it: its own hash, all bounds, and that counts and lengths agree. No chunk is looked at.

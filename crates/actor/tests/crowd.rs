@@ -1,0 +1,105 @@
+//! Many forks of one actor, at rest in a state folder and asleep in a host.
+
+mod common;
+
+use common::{bare_host, guest, reply, spawn, tight};
+use driftwood_actor::{ActorFolder, Error, StateFolder, ThawOptions};
+use std::collections::HashSet;
+use std::path::Path;
+
+/// An actor that has counted to one, saved and held.
+fn saved(root: &Path) -> (StateFolder, ActorFolder) {
+    let state = StateFolder::open(root).unwrap();
+    let mut host = bare_host();
+    spawn(&mut host, "a", guest("counter"), tight(), &[("model", "none")]).unwrap();
+    assert_eq!(reply(&mut host, "a", "m"), "1 1 m");
+    let held = state.create("a").unwrap();
+    held.save(&mut host).unwrap();
+    (state, held)
+}
+
+fn names(range: std::ops::Range<u32>) -> Vec<String> {
+    range.map(|n| format!("f-{n}")).collect()
+}
+
+#[test]
+fn forks_at_rest_are_whole_and_go_their_own_ways() {
+    let root = tempfile::tempdir().unwrap();
+    let (state, held) = saved(root.path());
+    let forks = state.fork(&held, &names(0..20)).unwrap();
+    let ids: HashSet<_> = forks.iter().map(|fork| fork.id).collect();
+    assert_eq!(ids.len(), 20, "identities are minted, never shared");
+    assert_eq!(state.list().unwrap().len(), 21);
+    assert!(state.chunks().check(&state.heads().unwrap()).is_empty());
+
+    let mut host = bare_host();
+    let parent = held.thaw_into(&mut host, ThawOptions::default()).unwrap().identity;
+    for name in ["f-0", "f-19"] {
+        let report = state.hold(name).unwrap().thaw_into(&mut host, ThawOptions::default()).unwrap();
+        assert_eq!(report.identity.parent, Some(parent.id));
+        assert!(forks.contains(&report.identity));
+        assert_eq!(host.state_hash(name).unwrap(), host.state_hash("a").unwrap());
+    }
+    assert_eq!(reply(&mut host, "f-0", "m"), "2 2 m");
+    assert_eq!(reply(&mut host, "f-0", "m"), "3 3 m");
+    assert_eq!(reply(&mut host, "f-19", "n"), "2 2 n");
+    assert_eq!(reply(&mut host, "a", "m"), "2 2 m");
+}
+
+#[test]
+fn a_name_that_cannot_be_had_changes_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let (state, held) = saved(root.path());
+    state.fork(&held, &["f-7".to_owned()]).unwrap();
+    let busy = state.create("g-1").unwrap();
+    let before = state.list().unwrap().len();
+    let with = |name: &str| vec!["f-0".to_owned(), name.to_owned(), "f-9".to_owned()];
+    assert!(matches!(state.fork(&held, &with("f-7")), Err(Error::NameTaken { name }) if name == "f-7"));
+    assert!(matches!(state.fork(&held, &with("f-0")), Err(Error::NameTaken { .. })), "twice the same");
+    assert!(matches!(state.fork(&held, &with("a")), Err(Error::NameTaken { .. })));
+    assert!(matches!(state.fork(&held, &with("g-1")), Err(Error::Held { .. })));
+    assert!(matches!(state.fork(&held, &with("../x")), Err(Error::BadName { .. })));
+    assert_eq!(state.list().unwrap().len(), before);
+    drop(busy); // nothing rests there: the name is free
+    state.fork(&held, &with("g-1")).unwrap();
+    assert_eq!(state.list().unwrap().len(), before + 3);
+}
+
+/// A process that is killed before the renames leaves its forks in the folder where they are made; after some of them, those are whole.
+#[test]
+fn what_a_killed_process_left_is_no_actor_and_goes_away() {
+    let root = tempfile::tempdir().unwrap();
+    let (state, held) = saved(root.path());
+    state.fork(&held, &names(0..2)).unwrap();
+    let staging = root.path().join("actors/.forks");
+    std::fs::create_dir(&staging).unwrap();
+    std::fs::rename(root.path().join("actors/f-1"), staging.join("f-1")).unwrap();
+    assert_eq!(state.list().unwrap().len(), 2);
+    assert!(matches!(state.hold("f-1"), Err(Error::NoSuchActor { .. })));
+    state.sweep().unwrap();
+    state.fork(&held, &names(1..4)).unwrap();
+    assert!(!staging.exists());
+    assert!(state.chunks().check(&state.heads().unwrap()).is_empty());
+    let mut host = bare_host();
+    for name in names(0..4) {
+        state.hold(&name).unwrap().thaw_into(&mut host, ThawOptions::default()).unwrap();
+        assert_eq!(reply(&mut host, &name, "m"), "2 2 m");
+    }
+}
+
+#[test]
+fn a_listing_says_what_an_inspection_says() {
+    let root = tempfile::tempdir().unwrap();
+    let (state, held) = saved(root.path());
+    state.fork(&held, &names(0..7)).unwrap();
+    std::fs::write(root.path().join("actors/f-3/head"), "driftwood-head 1 0\n{").unwrap();
+    let listed = state.list().unwrap();
+    for (actor, summary) in listed.iter().zip(state.summaries(&listed)) {
+        let Some(summary) = summary else {
+            assert_eq!(actor.name, "f-3");
+            continue;
+        };
+        let inspected = state.inspect(&actor.name).unwrap();
+        assert_eq!((summary.bytes, summary.model.as_deref(), summary.tokens), (inspected.bytes, Some("none"), 0));
+    }
+}
