@@ -56,7 +56,7 @@ impl Actor {
         check_settings(&message.settings, &limits)?;
         lock(&self.desk).renew_lost_sessions()?;
         let image = self.image();
-        let mut instance = self.wake(runtime, image.as_deref(), &limits)?;
+        let mut instance = self.wake(runtime, image.as_ref(), &limits)?;
         instance.set_memory_limit(limits.memory_bytes);
         let mut desk = lock(&self.desk);
         let checkpoint = Checkpoint { image, sessions: desk.sessions.clone(), random: desk.random.clone() };
@@ -76,8 +76,16 @@ impl Actor {
         }
     }
 
+    /// Lays the guest into an image that forks can share, and from which it wakes with its next message as they do; `None` if it never ran.
+    pub(crate) fn fall_asleep(&mut self) -> Option<Arc<Image>> {
+        let image = self.image()?;
+        image.share();
+        self.body = Body::Asleep(image.clone());
+        Some(image)
+    }
+
     /// Takes the instance out of the body, or builds one.
-    fn wake(&mut self, runtime: &Runtime, image: Option<&Image>, limits: &Limits) -> Result<Box<Instance>, Error> {
+    fn wake(&mut self, runtime: &Runtime, image: Option<&Arc<Image>>, limits: &Limits) -> Result<Box<Instance>, Error> {
         match std::mem::replace(&mut self.body, Body::Away) {
             Body::Awake(instance) | Body::Unborn(Some(instance)) => Ok(instance),
             asleep => {
