@@ -103,3 +103,43 @@ fn a_listing_says_what_an_inspection_says() {
         assert_eq!((summary.bytes, summary.model.as_deref(), summary.tokens), (inspected.bytes, Some("none"), 0));
     }
 }
+
+/// Forks of an actor that is awake, and forks of those: each wakes from the image that all share.
+#[test]
+fn forks_in_a_host_share_memory_until_they_write() {
+    let mut host = bare_host();
+    spawn(&mut host, "a", guest("counter"), tight(), &[]).unwrap();
+    assert_eq!(reply(&mut host, "a", "m"), "1 1 m");
+    for name in names(0..100) {
+        host.fork("a", &name).unwrap();
+    }
+    let state = host.state_hash("a").unwrap();
+    assert_eq!(reply(&mut host, "f-0", "x"), "2 2 x");
+    assert_eq!(reply(&mut host, "f-0", "y"), "3 3 y");
+    let own = host.info("f-0").unwrap();
+    assert!((1..own.memory_bytes / 4).contains(&own.memory_own_bytes), "{own:?}");
+    host.fork("f-0", "g").unwrap();
+    assert_eq!(reply(&mut host, "f-1", "z"), "2 2 z");
+    assert_eq!(host.state_hash("a").unwrap(), state, "the original sees nothing of it");
+    assert_eq!(host.state_hash("f-99").unwrap(), state, "nor do other forks");
+    assert_eq!((reply(&mut host, "a", "m"), reply(&mut host, "f-99", "n")), ("2 2 m".into(), "2 2 n".into()));
+    assert_eq!((reply(&mut host, "g", "m"), reply(&mut host, "f-0", "n")), ("4 4 m".into(), "4 4 n".into()));
+}
+
+/// A message that fails leaves a fork as it was, also if its memory grew beyond the image or it read beyond its memory.
+#[test]
+fn forks_roll_back_to_the_shared_image() {
+    let mut host = bare_host();
+    spawn(&mut host, "a", guest("misbehave"), tight(), &[]).unwrap();
+    assert_eq!(reply(&mut host, "a", "m"), "1 1 1 ");
+    let state = host.state_hash("a").unwrap();
+    host.fork("a", "b").unwrap();
+    for misdeed in ["t", "r", "e", "u"] {
+        assert!(host.send(driftwood_actor::Message::new("b", misdeed), &mut |_| {}).is_err(), "{misdeed}");
+        for name in ["a", "b"] {
+            assert_eq!(host.state_hash(name).unwrap(), state, "{name} after {misdeed}");
+        }
+    }
+    assert_eq!(reply(&mut host, "b", "m"), "2 2 1 ");
+    assert_eq!(reply(&mut host, "a", "m"), "2 2 1 ");
+}

@@ -11,7 +11,8 @@ use crate::{output, paths};
 use anyhow::{Context, Result};
 use clap::Args;
 use driftwood_actor::{Hash, Host, Message, Outcome, SessionInfo, StateFolder};
-use driftwood_compute::KV_BLOCK_TOKENS;
+use driftwood_compute::{KV_BLOCK_TOKENS, KvLayout};
+use driftwood_store::PAGE_BYTES;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -53,7 +54,7 @@ struct Report {
     fork_ms: f64,
     awake: u32,
     awake_bytes_each: f64,
-    /// Of these, what each wrote: pages of linear memory that differ, and rows of KV in blocks of its own.
+    /// Of these, what each wrote: pages of linear memory that differ, and pages with rows of KV in blocks of its own.
     written_bytes_each: f64,
     awake_overhead_bytes_each: f64,
     at_once: u32,
@@ -166,17 +167,19 @@ fn awake(host: &mut Host, names: &[String]) -> Result<Awake> {
     }
     let bytes = memory_bytes()?.saturating_sub(before_bytes);
     for name in names {
-        written_bytes += host.info(name)?.memory_own_bytes as u64 + own_rows_bytes(&session(host, name)?);
+        let session = session(host, name)?;
+        let layout = host.model(&session.model)?.kv_layout(session.kv);
+        written_bytes += host.info(name)?.memory_own_bytes as u64 + own_pages_bytes(&session, layout);
     }
     Ok(Awake { bytes, written_bytes })
 }
 
-/// Bytes of the rows in blocks that a session does not share.
-fn own_rows_bytes(session: &SessionInfo) -> u64 {
-    let blocks = session.evaluated.div_ceil(KV_BLOCK_TOKENS).max(1);
-    let block_bytes = (session.kv_own_bytes + session.kv_shared_bytes) / blocks;
-    let shared_tokens = session.kv_shared_bytes / block_bytes.max(1) * KV_BLOCK_TOKENS;
-    ((session.evaluated - shared_tokens) * block_bytes / KV_BLOCK_TOKENS) as u64
+/// Bytes of the pages that hold rows of blocks that a session does not share.
+fn own_pages_bytes(session: &SessionInfo, layout: KvLayout) -> u64 {
+    let shared_tokens = session.kv_shared_bytes / layout.block_bytes() * KV_BLOCK_TOKENS;
+    let own_tokens = session.evaluated.saturating_sub(shared_tokens);
+    let last_tile_bytes = (own_tokens % KV_BLOCK_TOKENS * layout.row_bytes()).next_multiple_of(PAGE_BYTES);
+    (own_tokens / KV_BLOCK_TOKENS * layout.block_bytes() + 2 * layout.layers * layout.kv_heads * last_tile_bytes) as u64
 }
 
 struct AtOnce {
