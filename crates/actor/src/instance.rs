@@ -359,6 +359,7 @@ mod tests {
             again.memory.data_mut(&mut again.store)[2 << 16] = 1;
             assert_eq!((again.own_bytes(), again.memory().len()), (IMAGE_PAGE_BYTES, 3 << 16));
             image.share(); // copied first, mapped then
+            assert_eq!(image.original().is_some(), cfg!(target_os = "linux"));
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Many forks of one actor, at rest in a state folder and asleep in a host.
 
 mod common;
+#[path = "common/tiny.rs"]
+mod tiny;
 
 use common::{bare_host, guest, reply, spawn, tight};
-use driftwood_actor::{ActorFolder, Error, StateFolder, ThawOptions};
+use driftwood_actor::{ActorFolder, Error, Message, StateFolder, ThawOptions};
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -135,11 +137,44 @@ fn forks_roll_back_to_the_shared_image() {
     let state = host.state_hash("a").unwrap();
     host.fork("a", "b").unwrap();
     for misdeed in ["t", "r", "e", "u"] {
-        assert!(host.send(driftwood_actor::Message::new("b", misdeed), &mut |_| {}).is_err(), "{misdeed}");
+        assert!(host.send(Message::new("b", misdeed), &mut |_| {}).is_err(), "{misdeed}");
         for name in ["a", "b"] {
             assert_eq!(host.state_hash(name).unwrap(), state, "{name} after {misdeed}");
         }
     }
     assert_eq!(reply(&mut host, "b", "m"), "2 2 1 ");
     assert_eq!(reply(&mut host, "a", "m"), "2 2 1 ");
+}
+
+/// Forks of one conversation take their steps together, each with a question of its own.
+#[test]
+fn thirty_two_forks_answer_at_once_as_if_alone() {
+    const TOKENS_AT: u32 = 131_072; // `call_any` leaves both pages alone
+    const ANSWER_AT: u32 = 196_608;
+    const QUESTION_AT: u32 = 65_536 + 8; // behind the first argument of a message's first call
+    let mut host = tiny::host(1);
+    tiny::spawn_caller(&mut host, "a");
+    tiny::Script::default().call("session_open", &[0, 0, 0, 0]).call("prefill", &[1, TOKENS_AT, 90]).run(&mut host, "a").unwrap();
+    let question = |n: u32| {
+        let mut script = tiny::Script::default();
+        let [a, b, c, d] = [1, 2, 3, 4].map(|token| 7 * n + token);
+        script.call("session_length", &[1, a, b, c, d]).call("prefill", &[1, QUESTION_AT, n % 4 + 1]); // arguments too many are passed over
+        (0..12).fold(&mut script, |script, _| script.call("next", &[1]));
+        script.call("session_tokens", &[1, 90, ANSWER_AT, 64]).call("reply", &[ANSWER_AT, 4 * 24]);
+        script.bytes()
+    };
+    let (together, alone) = (names(0..32), names(100..132));
+    for name in together.iter().chain(&alone) {
+        host.fork("a", name).unwrap();
+    }
+    let messages = (0..).zip(&together).map(|(n, name)| Message::new(name.clone(), question(n))).collect();
+    let replies = host.deliver(messages, &mut |_, _| {});
+    let different: HashSet<_> = replies.iter().flatten().map(|outcome| &outcome.reply).collect();
+    assert_eq!(different.len(), 32);
+    for (n, (reply, (together, alone))) in (0..).zip(replies.into_iter().zip(together.iter().zip(&alone))) {
+        let expected = host.send(Message::new(alone.clone(), question(n)), &mut |_| {}).unwrap();
+        let found = reply.unwrap();
+        assert_eq!((found.reply, found.tokens), (expected.reply, expected.tokens), "{n}");
+        assert_eq!(host.state_hash(together).unwrap(), host.state_hash(alone).unwrap(), "{n}");
+    }
 }
