@@ -88,8 +88,8 @@ impl StateFolder {
         if let Some(name) = names.iter().find(|name| self.at_rest(name)) {
             return Err(Error::NameTaken { name: name.clone() });
         }
-        let left = names.iter().filter(|name| self.actors().join(name).exists());
-        left.map(|name| self.create(name)?.remove()).collect()
+        let mut left = names.iter().filter(|name| self.actors().join(name).exists());
+        left.try_for_each(|name| self.create(name)?.remove())
     }
 }
 
