@@ -82,7 +82,7 @@ impl Actor {
         let tape = self.tape(&message, recorded, &limits)?;
         lock(&self.desk).renew_lost_sessions()?;
         let checkpoint = self.checkpoint();
-        let mut instance = self.wake(runtime, checkpoint.image.as_deref(), &limits)?;
+        let mut instance = self.wake(runtime, checkpoint.image.as_ref(), &limits)?;
         instance.set_memory_limit(limits.memory_bytes);
         let mut desk = lock(&self.desk);
         let (fuel, wall) = (limits.fuel, limits.wall);
@@ -124,8 +124,16 @@ impl Actor {
         }
     }
 
+    /// Lays the guest into an image that forks can share, and from which it wakes with its next message as they do; `None` if it never ran.
+    pub(crate) fn fall_asleep(&mut self) -> Option<Arc<Image>> {
+        let image = self.image()?;
+        image.share();
+        self.body = Body::Asleep(image.clone());
+        Some(image)
+    }
+
     /// Takes the instance out of the body, or builds one.
-    fn wake(&mut self, runtime: &Runtime, image: Option<&Image>, limits: &Limits) -> Result<Box<Instance>, Error> {
+    fn wake(&mut self, runtime: &Runtime, image: Option<&Arc<Image>>, limits: &Limits) -> Result<Box<Instance>, Error> {
         match std::mem::replace(&mut self.body, Body::Away) {
             Body::Awake(instance) | Body::Unborn(Some(instance)) => Ok(instance),
             asleep => {

@@ -118,6 +118,11 @@ impl Desk {
         overridden.or_else(|| self.settings.get(name)).map(String::as_str)
     }
 
+    /// Whether a GPU may want to import the linear memory.
+    pub(crate) fn has_gpu(&self) -> bool {
+        self.models.gpu().is_some() || self.sessions.iter().any(|(_, session)| session.model().logits_device().is_some())
+    }
+
     /// The model of that name, if the actor may use it; an empty name is the setting `model`.
     pub(crate) fn model(&mut self, name: &str) -> Result<Arc<Model>, Refused> {
         let name = if name.is_empty() { self.setting("model") } else { Some(name) };

@@ -54,6 +54,8 @@ pub struct ActorInfo {
     pub module_hash: Hash,
     /// Bytes of its linear memory; 0 before its first message.
     pub memory_bytes: usize,
+    /// Bytes of its pages that differ from those that it woke with and shares with its forks; 0 unless it is awake.
+    pub memory_own_bytes: usize,
     /// Messages that it handled, failed ones not counted.
     pub messages_handled: u64,
     /// Its settings.
@@ -190,7 +192,7 @@ impl Host {
     }
 
     /// A second actor that is in all but its name and identity what the first is now. KV and memory are shared until one of them writes.
-    /// Their random numbers are the same, too.
+    /// Their random numbers are the same, too. The first one falls asleep, so that a thousand forks share one image with it.
     ///
     /// # Errors
     /// If there is no such actor, or the new name is taken or none.
@@ -198,7 +200,7 @@ impl Host {
         self.check_free(new_name)?;
         let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
         let identity = Identity::mint(new_name, Some(actor.identity.id))?;
-        let body = match actor.image() {
+        let body = match actor.fall_asleep() {
             Some(image) => Body::Asleep(image),
             None => Body::Unborn(None),
         };
@@ -237,7 +239,9 @@ impl Host {
             Body::Asleep(image) => image.memory_bytes,
             Body::Unborn(None) | Body::Away => 0,
         };
+        let memory_own_bytes = if let Body::Awake(instance) = &actor.body { instance.own_bytes() } else { 0 };
         Ok(ActorInfo {
+            memory_own_bytes,
             identity: actor.identity.clone(),
             module_hash: actor.compiled.hash,
             memory_bytes,

@@ -7,7 +7,7 @@
 //!
 //! Where things are, from the outside in:
 //!
-//! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing, `keep.rs` and `source.rs` the same in a state folder,
+//! - `host.rs` is the API, `state.rs` the folder in which actors rest, `crowd.rs` many of them at once, `rest.rs` freezing and thawing, `keep.rs` and `source.rs` the same in a state folder,
 //!   `history.rs` what was before.
 //! - `swap.rs` gives an actor another model, `shelf.rs` keeps the KV of the former.
 //! - `tape.rs` is what a message was told, `log.rs` the same as records of a journal, `resume.rs` how a message that was cut goes on.
@@ -26,6 +26,7 @@ mod abi;
 mod actor;
 mod admit;
 mod calls;
+mod crowd;
 mod delivery;
 mod desk;
 mod error;

@@ -185,5 +185,5 @@ fn empty_image(guest: &snapshot::Guest, compiled: &Compiled, limits: &Limits) ->
         return Err(unthawable("its globals are not those of its module"));
     }
     let globals = guest.state.globals.iter().map(|g| g.bits).collect();
-    Ok(Image { memory_bytes, pages: Vec::new(), bytes: Vec::new(), globals })
+    Ok(Image::new(memory_bytes, globals))
 }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-const HEAD_FILE: &str = "head";
+pub(crate) const HEAD_FILE: &str = "head";
 const ACTOR_FILE: &str = "actor.safetensors";
 const IMPORTED_FILE: &str = "imported.safetensors";
 const LOCK_FILE: &str = "lock";
@@ -102,6 +102,11 @@ impl StateFolder {
     /// The chunks of all actors.
     pub fn chunks(&self) -> &Arc<Chunks> {
         &self.chunks
+    }
+
+    /// The folder with a folder for each actor.
+    pub(crate) fn actors(&self) -> &Path {
+        &self.actors
     }
 
     /// The heads of all actors: what a collection of garbage goes by.
@@ -220,6 +225,11 @@ impl StateFolder {
     /// As [`StateFolder::hold`], or if a file cannot be removed.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         self.hold(name)?.remove()
+    }
+
+    /// Whether an actor rests under a name.
+    pub(crate) fn at_rest(&self, name: &str) -> bool {
+        at_rest(&self.actors.join(name)).is_some()
     }
 
     fn check_exists(&self, name: &str) -> Result<(Form, PathBuf), Error> {
@@ -477,7 +487,7 @@ fn make_folder(path: &Path) -> Result<(), Error> {
     })
 }
 
-fn system(operation: &'static str, path: &Path, source: std::io::Error) -> Error {
+pub(crate) fn system(operation: &'static str, path: &Path, source: std::io::Error) -> Error {
     Error::System { operation, path: path.to_owned(), source }
 }
 

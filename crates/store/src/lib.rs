@@ -4,7 +4,7 @@
 //! # How this crate is laid out
 //!
 //! `chunk.rs` names bytes, `chunks.rs` finds and maps them, `commit.rs` writes new ones, `head.rs` (and `pieces.rs`) is the file that names all chunks of an
-//! actor, `history.rs` the heads before it, `export.rs` makes one file of all of them, `sweep.rs` finds out what nobody names any more, and whether what is named is there.
+//! actor, `summary.rs` the few words of it that a listing needs, `history.rs` the heads before it, `export.rs` makes one file of all of them, `sweep.rs` finds out what nobody names any more, and whether what is named is there.
 //! `journal.rs` is what happened since a head: appended record by record, and found again after the process was killed.
 
 mod chunk;
@@ -16,6 +16,7 @@ mod head;
 mod history;
 mod journal;
 mod pieces;
+mod summary;
 mod sweep;
 
 pub use chunk::{Chunk, NotAChunk, PackId};
@@ -27,4 +28,5 @@ pub use history::{HISTORY_HEADS_MAX, HeadTurn, History, Text, write_turns};
 pub use journal::{
     Base, Durability, JOURNAL_BYTES_MAX, JOURNAL_VERSION, Journal, Left, RECORD_BYTES_MAX, Stream, left_behind, sweep_journals,
 };
+pub use summary::Summary;
 pub use sweep::{Flawed, Stats, Swept};

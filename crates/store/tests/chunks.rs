@@ -137,7 +137,7 @@ fn a_head_becomes_a_portable_file() {
     let fork = HeadSession { state: SessionState { handle: 2, ..head.sessions[0].state.clone() }, ..head.sessions[0].clone() };
     head.sessions.push(fork);
     let path = root.path().join("ada.safetensors");
-    head.export(&chunks, &path, Existing::Refuse).unwrap();
+    head.export(&chunks, &path, Existing::Refuse, &[]).unwrap();
     let file = Snapshot::open(&path).unwrap();
     file.verify_all(2).unwrap();
     assert_eq!((file.tokens(1), file.module().unwrap().bytes()), (&(0..80).collect::<Vec<u32>>()[..], &b"\0asm"[..]));

@@ -62,11 +62,33 @@ fn forks_part_and_names_are_taken_once() {
     refuse(home.with_models(&["thaw", "a.st"]), &["`alice` exists already"]);
     refuse(home.with_models(&["actor", "fork", "alice", "bob"]), &["exists already"]);
     refuse(home.with_models(&["actor", "spawn", "bob"]), &["exists already"]);
+    refuse(home.with_models(&["actor", "fork", "alice", "bob", "-n", "0"]), &["-n", "0"]);
     home.run(&["actor", "rm", "bob"]);
     let listed = home.json(&["actor", "ls", "--json"]);
     assert_eq!(listed["actors"].as_array().unwrap().len(), 1);
     assert_eq!(listed["actors"][0]["name"], "alice");
     assert_eq!(listed["actors"][0]["model"], "smollm2-135m");
+}
+
+/// Without models: a fork of an actor at rest needs none.
+#[test]
+fn forks_by_the_dozen_are_all_or_none() {
+    let home = Home::new();
+    home.run(&["actor", "spawn", "alice"]);
+    let expected = home.turn("alice", TURNS[0])["tokens"].clone();
+    let forked = succeed(home.command(&["actor", "fork", "alice", "reader", "-n", "12", "--json"]));
+    let forked: Value = serde_json::from_str(&forked).unwrap();
+    assert_eq!(forked["forks"].as_array().unwrap().len(), 12);
+    assert_eq!(forked["forks"][0]["name"], "reader-01");
+    home.run(&["actor", "rm", "reader-05"]);
+    refuse(home.command(&["actor", "fork", "alice", "reader", "-n", "12"]), &["`reader-01` exists already"]);
+    let listed = home.json(&["actor", "ls", "--json"])["actors"].clone();
+    let listed = listed.as_array().unwrap();
+    assert_eq!(listed.len(), 12, "eleven and their parent");
+    let tokens = &listed[0]["tokens"];
+    assert!(tokens.as_u64().unwrap() >= expected.as_array().unwrap().len() as u64);
+    assert!(listed.iter().all(|actor| actor["tokens"] == *tokens && actor["model"] == SMOLLM2.0));
+    assert_eq!(home.turn("reader-12", TURNS[1])["tokens"], home.turn("alice", TURNS[1])["tokens"]);
 }
 
 #[test]
