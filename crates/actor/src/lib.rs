@@ -57,6 +57,7 @@ mod state;
 mod swap;
 mod tape;
 
+pub use actor::JOURNAL_LOGITS;
 pub use admit::{Refusal, admit};
 pub use desk::Interrupt;
 pub use driftwood_snapshot::{ActorId, Existing, Hash, Identity};

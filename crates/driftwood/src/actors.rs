@@ -6,8 +6,7 @@ use crate::models::ModelsFolder;
 use crate::{catalogue, guests, output, paths};
 use anyhow::{Context, Result};
 use driftwood_actor::{
-    ActorFolder, Durability, Event, Exactness, Host, HostOptions, Limits, LogLevel, Message, Outcome, SpawnSpec, StateFolder, ThawOptions,
-    ThawReport,
+    ActorFolder, Event, Exactness, Host, HostOptions, Limits, LogLevel, Message, Outcome, SpawnSpec, StateFolder, ThawOptions, ThawReport,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -133,11 +132,8 @@ impl Stage {
 /// # Errors
 /// If it cannot be made.
 pub fn open_state(globals: &Globals) -> Result<StateFolder> {
-    let durability = match globals.durability {
-        crate::cli::Durability::Disk => Durability::Disk,
-        crate::cli::Durability::Process => Durability::Process,
-    };
-    Ok(StateFolder::open(&paths::state_folder(globals.state.as_deref())?)?.with_durability(durability))
+    let state = StateFolder::open(&paths::state_folder(globals.state.as_deref())?)?;
+    Ok(state.with_durability(globals.durability.into()))
 }
 
 /// A host on the device that the flags say.

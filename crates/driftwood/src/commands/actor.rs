@@ -8,7 +8,7 @@ use crate::interrupt::Replying;
 use crate::{catalogue, guests, output};
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use driftwood_actor::{ActorFolder, Exactness, Listed, Message, Rewound, ThawOptions};
+use driftwood_actor::{ActorFolder, Exactness, JOURNAL_LOGITS, Listed, Message, Rewound, ThawOptions};
 use driftwood_store::Summary;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -71,6 +71,10 @@ pub struct SpawnArgs {
     /// The system prompt
     #[arg(long)]
     system: Option<String>,
+    /// Carry the logits that the guest sees in its journal, so that a message that is cut off goes on without computing them again (and on machines
+    /// where they would have other bits)
+    #[arg(long)]
+    journal_logits: bool,
     /// A setting for the guest, such as temperature=0, max_tokens=64, kv=q8 (may be given several times)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -193,6 +197,7 @@ pub fn run(globals: &Globals, command: &ActorCommand) -> Result<()> {
 fn spawn(globals: &Globals, args: &SpawnArgs) -> Result<()> {
     let mut settings = actors::settings(globals, &args.settings)?;
     settings.extend(args.system.clone().map(|text| ("system".to_owned(), text)));
+    settings.extend(args.journal_logits.then(|| (JOURNAL_LOGITS.to_owned(), "true".to_owned())));
     let mut stage = Stage::open(globals)?;
     stage.spawn(Cast { name: &args.name, guest: &args.guest, model: &args.model, settings })?;
     let info = stage.host.info(&args.name)?;

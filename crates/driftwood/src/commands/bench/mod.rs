@@ -3,6 +3,7 @@
 pub mod boundary;
 pub mod decode;
 pub mod fork;
+pub mod journal;
 pub mod kv;
 mod machine;
 pub mod swap;
@@ -25,6 +26,7 @@ Examples:
   driftwood bench fork --tokens 8000 --forks 1000 --json
   driftwood bench wake --actors 10000 --json
   driftwood bench boundary --json
+  driftwood bench journal --sessions 1,32 --json
   driftwood bench swap --model smollm2-135m --other gemma3-270m --json";
 
 /// The benches.
@@ -43,6 +45,8 @@ pub enum BenchCommand {
     Boundary(boundary::BoundaryArgs),
     /// Changing an actor's model and coming back, against reading all again
     Swap(swap::SwapArgs),
+    /// Recording every token durably before it is shown, against not recording it
+    Journal(journal::JournalArgs),
 }
 
 /// Flags of all benches.
@@ -71,6 +75,7 @@ pub fn run(globals: &Globals, command: &BenchCommand) -> Result<()> {
         BenchCommand::Wake(args) => wake::run(globals, args),
         BenchCommand::Boundary(args) => boundary::run(globals, args),
         BenchCommand::Swap(args) => swap::run(globals, args),
+        BenchCommand::Journal(args) => journal::run(globals, args),
     }
 }
 
