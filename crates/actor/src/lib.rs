@@ -37,7 +37,7 @@ mod instrument;
 mod keep;
 mod kernels;
 pub mod limits;
-#[allow(unsafe_code)] // the two traits by which Wasmtime takes memory from us
+#[allow(unsafe_code)] // the two traits by which Wasmtime takes memory from us, and the private copy that a fork's memory begins as
 mod linear;
 mod log;
 mod memory;

@@ -1,5 +1,7 @@
 //! A guest's linear memory is a region of ours: the base never moves, growth opens pages in place, the rest faults.
 //!
+//! A fork's memory begins as a private copy of what all of them share: pages that it does not write cost nothing.
+//!
 //! Wasmtime asks [`RegionMemories`] for each memory. It keeps a weak note of every region, so that the host finds the region of an
 //! instance again by its base address.
 

@@ -21,6 +21,8 @@ use std::time::Instant;
 const PARENT: &str = "parent";
 /// Tokens of the template around the prompt, at most; the rest of the context is for questions and answers.
 const TEMPLATE_TOKENS: usize = 48;
+/// Forks that are woken first and not counted: what the host makes once is there then.
+const WARM_UP: usize = 4;
 /// Forks that are woken one by one.
 const AWAKE: usize = 20;
 /// Forks that answer at once, and as many that answer alone.
@@ -37,7 +39,7 @@ pub struct ForkArgs {
     #[arg(long, default_value_t = 8000, value_name = "N")]
     tokens: usize,
     /// How many forks
-    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range((AWAKE + 2 * AT_ONCE) as i64..))]
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range((WARM_UP + AWAKE + 2 * AT_ONCE) as i64..))]
     forks: u32,
 }
 
@@ -79,9 +81,11 @@ pub fn run(globals: &Globals, args: &ForkArgs) -> Result<()> {
     names.iter().try_for_each(|name| host.fork(PARENT, name).map(drop))?;
     let fork_ms = ms_since(start);
     let asleep_bytes = memory_bytes()?.saturating_sub(before_bytes);
-    let awake = awake(&mut host, &names[..AWAKE])?;
-    let groups = names[AWAKE..].split_at(AT_ONCE);
-    let at_once = at_once(&mut host, groups.0, &groups.1[..AT_ONCE])?;
+    let (warm_up, rest) = names.split_at(WARM_UP);
+    awake(&mut host, warm_up)?;
+    let (woken, rest) = rest.split_at(AWAKE);
+    let awake = awake(&mut host, woken)?;
+    let at_once = at_once(&mut host, &rest[..AT_ONCE], &rest[AT_ONCE..2 * AT_ONCE])?;
     let (at_rest_ms, at_rest_bytes) = at_rest(globals, &mut host, &names)?;
     let each = |bytes: u64, count: usize| bytes as f64 / count as f64;
     let report = Report {
