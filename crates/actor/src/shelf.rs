@@ -189,7 +189,7 @@ impl Sessions {
             return None;
         }
         // What the session has all of is not kept twice.
-        self.former.retain(|former| former.kept.tokens().is_empty() || former.kept.common(&session) < former.kept.tokens().len());
+        self.former.retain(|former| former.kept.common(&session) < former.kept.tokens().len());
         self.former.push(Former { kept: Arc::new(Kept::Live(session)), taken_back: false });
         if self.former.len() > KV_GENERATIONS_MAX { self.drop_oldest() } else { None }
     }
@@ -323,12 +323,17 @@ impl Desk {
     /// Closes a session. If the actor has left its model, its KV is kept.
     pub(crate) fn close(&mut self, handle: i32) -> Result<(), Refused> {
         let session = self.sessions.close(handle)?;
-        if self.setting("model") != Some(session.model().name()) {
+        if self.has_left(session.model().name()) {
             let dropped = self.sessions.shelve(session);
             self.tell_dropped(dropped);
             self.fit_shelf();
         }
         Ok(())
+    }
+
+    /// Whether the actor's model was this one and is not now. An actor that may use one model only can have no session on another by itself.
+    fn has_left(&self, model: &str) -> bool {
+        self.setting("model") != Some(model) && (self.grants.is_empty() || self.sessions.left.as_deref() == Some(model))
     }
 
     /// Takes KV from the shelf for what a session is about to prefill.
