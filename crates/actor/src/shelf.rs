@@ -22,9 +22,6 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Handles from here on are those of generations on the shelf: a guest's are positive 32-bit integers.
-pub(crate) const FIRST_HANDLE: u32 = 1 << 31;
-
 /// Tokens of a piece of KV in the store.
 const PIECE_TOKENS: usize = 16;
 
@@ -292,7 +289,7 @@ impl Sessions {
     /// Open sessions, and generations whose model is open, by the handles that they have at rest.
     pub(crate) fn all_live(&self) -> impl Iterator<Item = (u32, &Session)> {
         let live = |former: &'_ Former| matches!(&*former.kept, Kept::Live(_));
-        let on_shelf = (FIRST_HANDLE..).zip(self.former.iter().filter(move |former| live(former)));
+        let on_shelf = (SessionState::KEPT_FROM..).zip(self.former.iter().filter(move |former| live(former)));
         self.iter().chain(on_shelf.filter_map(|(handle, former)| match &*former.kept {
             Kept::Live(session) => Some((handle, session)),
             Kept::AtRest(_) => None,
@@ -305,7 +302,7 @@ impl Sessions {
     /// If the disk refuses, or KV that is to be saved was altered.
     pub(crate) fn save_shelf(&self, pools: &mut Pools, commit: &Commit<'_>) -> Result<(Vec<HeadSession>, Vec<SavedKv>), Error> {
         let (mut sessions, mut saved) = (Vec::new(), Vec::new());
-        for (handle, former) in (FIRST_HANDLE..).zip(&self.former) {
+        for (handle, former) in (SessionState::KEPT_FROM..).zip(&self.former) {
             match &*former.kept {
                 Kept::AtRest(resting) => sessions.push(resting.save(handle, pools.of_stored(&resting.info), commit)?),
                 Kept::Live(session) => {

@@ -222,7 +222,7 @@ fn details(state: &driftwood_actor::StateFolder, actor: &Listed) -> Value {
     let found = state.inspect(&actor.name).ok();
     let manifest = found.as_ref().map(|found| &found.manifest);
     let model = manifest.and_then(|m| m.guest.as_ref()?.state.settings.get("model").cloned());
-    let tokens = manifest.map(|m| m.sessions.iter().map(|s| u64::from(s.tokens)).sum::<u64>());
+    let tokens = manifest.map(|m| m.sessions.iter().filter(|s| s.state.is_open()).map(|s| u64::from(s.tokens)).sum::<u64>());
     json!({
         "name": actor.name,
         "model": model,
