@@ -13,7 +13,7 @@ use crate::models::Models;
 use crate::random::Random;
 use crate::sessions::Sessions;
 use crate::source::{BlockKey, Source};
-use crate::{Error, abi, shelf};
+use crate::{Error, abi};
 use driftwood_compute::{KV_BLOCK_TOKENS, KvDType};
 use driftwood_engine::{BlockAtRest, Logits, Model, RestoredSession, Sampler, Session, SessionAtRest, SessionOptions, SharedBlock, Work};
 use driftwood_snapshot::{self as snapshot, Existing, Global, GuestState, Hash, Identity, Manifest, PoolInfo, Snapshot};
@@ -395,7 +395,7 @@ impl<'a> Thawing<'a> {
         let manifest: &Manifest = self.source.manifest();
         let limit = self.options.limits.sessions;
         self.open.approximate = manifest.notes.get(APPROXIMATE).is_some_and(|note| note == true);
-        if manifest.sessions.iter().filter(|stored| stored.state.handle < shelf::FIRST_HANDLE).count() > limit {
+        if manifest.sessions.iter().filter(|stored| stored.state.is_open()).count() > limit {
             return Err(Error::LimitSessions { limit });
         }
         for (index, stored) in manifest.sessions.iter().enumerate() {
@@ -403,7 +403,7 @@ impl<'a> Thawing<'a> {
                 self.ahead(host, index)?;
                 continue;
             }
-            if stored.state.handle >= shelf::FIRST_HANDLE {
+            if !stored.state.is_open() {
                 self.open.shelve_stored(self.source, index)?;
                 continue;
             }

@@ -94,6 +94,8 @@ pub(crate) struct Sessions {
     open: Arc<BTreeMap<i32, Entry>>,
     /// KV that is kept for models that the actor left, the oldest first.
     pub(crate) former: Vec<Former>,
+    /// The model that the last swap left.
+    pub(crate) left: Option<String>,
     /// Whether KV of another model was ever used as a model's own.
     pub(crate) approximate: bool,
 }

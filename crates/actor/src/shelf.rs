@@ -22,9 +22,6 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Handles from here on are those of generations on the shelf: a guest's are positive 32-bit integers.
-pub(crate) const FIRST_HANDLE: u32 = 1 << 31;
-
 /// Tokens of a piece of KV in the store.
 const PIECE_TOKENS: usize = 16;
 
@@ -189,7 +186,7 @@ impl Sessions {
             return None;
         }
         // What the session has all of is not kept twice.
-        self.former.retain(|former| former.kept.tokens().is_empty() || former.kept.common(&session) < former.kept.tokens().len());
+        self.former.retain(|former| former.kept.common(&session) < former.kept.tokens().len());
         self.former.push(Former { kept: Arc::new(Kept::Live(session)), taken_back: false });
         if self.former.len() > KV_GENERATIONS_MAX { self.drop_oldest() } else { None }
     }
@@ -292,7 +289,7 @@ impl Sessions {
     /// Open sessions, and generations whose model is open, by the handles that they have at rest.
     pub(crate) fn all_live(&self) -> impl Iterator<Item = (u32, &Session)> {
         let live = |former: &'_ Former| matches!(&*former.kept, Kept::Live(_));
-        let on_shelf = (FIRST_HANDLE..).zip(self.former.iter().filter(move |former| live(former)));
+        let on_shelf = (SessionState::KEPT_FROM..).zip(self.former.iter().filter(move |former| live(former)));
         self.iter().chain(on_shelf.filter_map(|(handle, former)| match &*former.kept {
             Kept::Live(session) => Some((handle, session)),
             Kept::AtRest(_) => None,
@@ -305,7 +302,7 @@ impl Sessions {
     /// If the disk refuses, or KV that is to be saved was altered.
     pub(crate) fn save_shelf(&self, pools: &mut Pools, commit: &Commit<'_>) -> Result<(Vec<HeadSession>, Vec<SavedKv>), Error> {
         let (mut sessions, mut saved) = (Vec::new(), Vec::new());
-        for (handle, former) in (FIRST_HANDLE..).zip(&self.former) {
+        for (handle, former) in (SessionState::KEPT_FROM..).zip(&self.former) {
             match &*former.kept {
                 Kept::AtRest(resting) => sessions.push(resting.save(handle, pools.of_stored(&resting.info), commit)?),
                 Kept::Live(session) => {
@@ -323,12 +320,17 @@ impl Desk {
     /// Closes a session. If the actor has left its model, its KV is kept.
     pub(crate) fn close(&mut self, handle: i32) -> Result<(), Refused> {
         let session = self.sessions.close(handle)?;
-        if self.setting("model") != Some(session.model().name()) {
+        if self.has_left(session.model().name()) {
             let dropped = self.sessions.shelve(session);
             self.tell_dropped(dropped);
             self.fit_shelf();
         }
         Ok(())
+    }
+
+    /// Whether the actor's model was this one and is not now. An actor that may use one model only can have no session on another by itself.
+    fn has_left(&self, model: &str) -> bool {
+        self.setting("model") != Some(model) && (self.grants.is_empty() || self.sessions.left.as_deref() == Some(model))
     }
 
     /// Takes KV from the shelf for what a session is about to prefill.

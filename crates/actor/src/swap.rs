@@ -59,7 +59,7 @@ impl Host {
             return Err(Error::Parked { name: name.to_owned() });
         }
         let before = self.before_swap(name)?;
-        match self.try_swap(name, &target, keep_kv, on_event) {
+        match self.try_swap(name, (&from, &target), keep_kv, on_event) {
             Ok((told, restored_tokens, recomputed_tokens)) => {
                 let ms = begun.elapsed().as_secs_f64() * 1e3;
                 Ok(SwapReport { from, to: model.to_owned(), restored_tokens, recomputed_tokens, told, ms })
@@ -98,7 +98,7 @@ impl Host {
     fn try_swap(
         &mut self,
         name: &str,
-        target: &Arc<Model>,
+        (from, target): (&str, &Arc<Model>),
         keep_kv: bool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(bool, usize, usize), Error> {
@@ -107,6 +107,7 @@ impl Host {
         if keep_kv {
             self.lend_kv(&mut lock(&desk), target)?;
         }
+        lock(&desk).sessions.left = Some(from.to_owned());
         self.set_setting(name, "model", target.name())?;
         let tally = match told {
             true => {

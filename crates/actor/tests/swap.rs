@@ -98,6 +98,7 @@ fn on_the_way_back_only_what_is_new_is_prefilled_and_the_bits_are_the_same() {
     let (never_left, _, prefilled) = read_anew(&mut stayed, EARLIER + 20);
     assert_eq!(prefilled, 120, "a session that is closed on the model of now is not kept");
     assert!(back == never_left && back != elsewhere);
+    assert!(stayed.info("a").unwrap().kept.is_empty());
     assert!(bytes_of_kv(&mut swapped) == bytes_of_kv(&mut stayed));
     let kept: Vec<_> = swapped.info("a").unwrap().kept.into_iter().map(|kept| (kept.model, kept.tokens)).collect();
     assert_eq!(kept, [("m1".to_owned(), 110)], "what was taken back left the shelf");

@@ -246,7 +246,7 @@ pub struct Session {
 /// The sampler's numbers go through JSON: integers up to 64 bits and single-precision floats come back exactly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionState {
-    /// How the guest knows it.
+    /// How the guest knows it; see [`SessionState::is_open`].
     pub handle: u32,
     /// The pool of its blocks, as an index.
     pub pool: u32,
@@ -254,6 +254,16 @@ pub struct SessionState {
     pub context_max: u32,
     /// The sampler, in the writer's own words.
     pub sampler: serde_json::Value,
+}
+
+impl SessionState {
+    /// Handles from here on are of sessions that are not open: their KV is kept for a model that the actor left.
+    pub const KEPT_FROM: u32 = 1 << 31;
+
+    /// Whether the guest has it open.
+    pub fn is_open(&self) -> bool {
+        self.handle < SessionState::KEPT_FROM
+    }
 }
 
 /// The name of the tensor with the blocks of a pool.

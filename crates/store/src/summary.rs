@@ -1,6 +1,7 @@
 //! What a listing says of a head, without the work of reading all of it: the names of chunks are passed over, not parsed and not kept.
 
 use crate::{Error, PAGE_BYTES};
+use driftwood_snapshot::SessionState;
 use serde::{Deserialize, Deserializer, de};
 use std::path::Path;
 
@@ -57,6 +58,7 @@ struct MemoryFields {
 
 #[derive(Deserialize)]
 struct SessionFields<'a> {
+    handle: u32,
     tokens: u32,
     ids: Vec<ChunkBytes>,
     #[serde(borrow)]
@@ -114,7 +116,7 @@ impl Fields<'_> {
             summary.model = guest.settings.model;
         }
         for session in &self.sessions {
-            summary.tokens += u64::from(session.tokens);
+            summary.tokens += if session.handle < SessionState::KEPT_FROM { u64::from(session.tokens) } else { 0 };
             let rows = pieces_bytes(&session.blocks);
             summary.bytes = summary.bytes.saturating_add(sum(session.ids.iter())).saturating_add(rows);
         }

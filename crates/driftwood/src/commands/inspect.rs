@@ -99,9 +99,7 @@ fn show(args: &InspectArgs, manifest: &Manifest, path: &Path, bytes: u64, sizes:
     }
     for session in &manifest.sessions {
         let tokens = format!("{} tokens, {} in the KV, at most {}", session.tokens, session.evaluated, session.state.context_max);
-        // Handles that no guest can have: KV of sessions that are not open.
-        let what =
-            if i32::try_from(session.state.handle).is_ok() { format!("session {}", session.state.handle) } else { "kept".to_owned() };
+        let what = if session.state.is_open() { format!("session {}", session.state.handle) } else { "kept".to_owned() };
         rows.push([what, tokens]);
     }
     let width = rows.iter().map(|[key, _]| key.len()).max().unwrap_or(0);

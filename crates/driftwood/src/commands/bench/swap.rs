@@ -3,16 +3,15 @@
 //! The actor is the guest `chat`. It reads a long message on one model, goes to the other and talks there, and comes back. All that it holds
 //! then is also prefilled in a fresh session on the same model, without an actor, and the bytes of both are compared.
 
-use super::{Common, SENTENCE};
+use super::{Common, prompt};
 use crate::actors::{self, Cast};
 use crate::cli::Globals;
 use crate::decode::{Runner, median, ms_since};
 use crate::output;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use driftwood_actor::{Existing, Host, Message};
+use driftwood_actor::{Existing, Host, Message, SwapReport};
 use driftwood_compute::KvDType;
-use driftwood_engine::tokenizer::Special;
 use driftwood_snapshot::Snapshot;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -25,6 +24,8 @@ const RUNS: usize = 5;
 const ACTOR: &str = "bench";
 /// Tokens of a reply.
 const REPLY_TOKENS: usize = 16;
+/// Tokens of a turn beside its message: the reply, and the template's.
+const AROUND_TOKENS: usize = REPLY_TOKENS + 14;
 
 /// Flags of `bench swap`.
 #[derive(Args, Debug)]
@@ -67,49 +68,63 @@ struct Report {
 pub fn run(globals: &Globals, args: &SwapArgs) -> Result<()> {
     let mut runner = Runner::open(&args.common.model, &globals.device, Some(KvDType::F16))?;
     let other = Runner::open(&args.other, &globals.device, Some(KvDType::F16))?;
-    let mut host = actors::host(globals)?;
-    host.add_model(runner.model.clone());
-    host.add_model(other.model.clone());
-    let settings = BTreeMap::from([("temperature".to_owned(), "0".to_owned()), ("max_tokens".to_owned(), REPLY_TOKENS.to_string())]);
-    host.spawn(actors::spec(Cast { name: ACTOR, guest: "chat", model: &args.common.model, settings })?)?;
-    let (long, short) = (text(&runner, args.tokens), text(&other, args.new.saturating_sub(REPLY_TOKENS)));
-    host.send(Message::new(ACTOR, long.as_bytes()), &mut |_| {})
-        .context("the models cannot hold so long a conversation; give fewer --tokens")?;
-    let bar = output::steps_bar(2 * RUNS, "swaps");
+    let mut host = talked(globals, args, [&runner, &other])?;
+    let short = text(&other, &args.common, args.new.saturating_sub(AROUND_TOKENS))?;
+    let bar = output::steps_bar(RUNS, "swaps");
     let folder = tempfile::tempdir()?;
-    let (mut there, mut back, mut prefill, mut swaps, mut bits_agree) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), true);
+    let mut swaps = Vec::new();
     for run in 0..RUNS {
         let name = format!("{ACTOR}-{run}");
         host.fork(ACTOR, &name)?;
         let left = host.swap_model(&name, other.model.name(), false, &mut |_| {})?;
         host.send(Message::new(name.clone(), short.as_bytes()), &mut |_| {})?;
         let returned = host.swap_model(&name, runner.model.name(), false, &mut |_| {})?;
-        bar.inc(1);
-        there.push(left.ms);
-        back.push(returned.ms);
-        let (ms, same) = read_again(&mut runner, &mut host, &name, &folder.path().join(&name))?;
-        prefill.push(ms);
-        bits_agree &= same;
-        swaps.push((left, returned));
+        let (prefill_ms, same) = read_again(&mut runner, &mut host, &name, &folder.path().join(&name))?;
+        swaps.push(Swap { left, returned, prefill_ms, same });
         host.remove(&name)?;
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let (left, returned) = swaps.pop().context("there is at least one run")?;
-    let prefill_ms = median(&prefill);
-    let report = Report {
-        model: returned.to,
-        other: left.to,
+    let report = report(&swaps).context("there is at least one run")?;
+    if args.common.json { output::json(&report) } else { show(&report) }
+}
+
+/// A host with both models and an actor that has read a long message on the first.
+fn talked(globals: &Globals, args: &SwapArgs, runners: [&Runner; 2]) -> Result<Host> {
+    let mut host = actors::host(globals)?;
+    runners.iter().for_each(|runner| host.add_model(runner.model.clone()));
+    let settings = BTreeMap::from([("temperature".to_owned(), "0".to_owned()), ("max_tokens".to_owned(), REPLY_TOKENS.to_string())]);
+    host.spawn(actors::spec(Cast { name: ACTOR, guest: "chat", model: &args.common.model, settings })?)?;
+    let long = text(runners[0], &args.common, args.tokens)?;
+    host.send(Message::new(ACTOR, long.as_bytes()), &mut |_| {})
+        .context("the model cannot hold so long a conversation; give fewer --tokens")?;
+    Ok(host)
+}
+
+/// One way there and back.
+struct Swap {
+    left: SwapReport,
+    returned: SwapReport,
+    prefill_ms: f64,
+    same: bool,
+}
+
+fn report(swaps: &[Swap]) -> Option<Report> {
+    let of = |ms: fn(&Swap) -> f64| median(&swaps.iter().map(ms).collect::<Vec<_>>());
+    let Swap { left, returned, .. } = swaps.last()?;
+    let prefill_ms = of(|swap| swap.prefill_ms);
+    Some(Report {
+        model: returned.to.clone(),
+        other: left.to.clone(),
         there_recomputed_tokens: left.recomputed_tokens,
-        there_ms: median(&there),
+        there_ms: of(|swap| swap.left.ms),
         restored_tokens: returned.restored_tokens,
         recomputed_tokens: returned.recomputed_tokens,
-        back_ms: median(&back),
+        back_ms: of(|swap| swap.returned.ms),
         prefill_ms,
         bound_ms: 0.05 * prefill_ms + 20.0,
-        bits_agree,
-    };
-    if args.common.json { output::json(&report) } else { show(&report) }
+        bits_agree: swaps.iter().all(|swap| swap.same),
+    })
 }
 
 fn show(report: &Report) -> Result<()> {
@@ -131,14 +146,9 @@ fn show(report: &Report) -> Result<()> {
 }
 
 /// A text of about so many tokens.
-fn text(runner: &Runner, tokens: usize) -> String {
-    let mut text = String::new();
-    let mut day = 0;
-    while runner.model.tokenizer().encode(&text, Special { add: false, parse: false }).len() < tokens {
-        day += 1;
-        text.push_str(&SENTENCE.replace("number", &day.to_string()));
-    }
-    text
+fn text(runner: &Runner, common: &Common, tokens: usize) -> Result<String> {
+    let tokens = prompt(runner, common, tokens.max(2))?;
+    Ok(String::from_utf8_lossy(&runner.model.tokenizer().decode(&tokens[1..])).into_owned())
 }
 
 /// Prefills what the actor's session holds in a fresh one: how long that takes, and whether the KV has the same bytes.
