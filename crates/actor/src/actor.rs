@@ -8,7 +8,7 @@ use crate::log::Log;
 use crate::random::Random;
 use crate::runtime::{Compiled, Runtime};
 use crate::sessions::Sessions;
-use crate::tape::{Recording, Tape, Taped};
+use crate::tape::{Recording, Tape};
 use crate::{Error, Message, MessageKind, Outcome, Timings};
 use driftwood_engine::Session;
 use driftwood_snapshot::{Hash, Identity};
@@ -72,7 +72,7 @@ pub(crate) struct Begun {
 
 impl Actor {
     /// Takes a checkpoint, wakes the guest and lays the message on its desk, and what of it was recorded.
-    pub(crate) fn begin(&mut self, runtime: &Runtime, message: Message, recorded: Option<Vec<Taped>>) -> Result<Begun, Error> {
+    pub(crate) fn begin(&mut self, runtime: &Runtime, message: Message, recorded: Option<Recording>) -> Result<Begun, Error> {
         if recorded.is_none() && self.parked.is_some() {
             return Err(Error::Parked { name: self.identity.name.clone() });
         }
@@ -95,7 +95,7 @@ impl Actor {
     }
 
     /// The tape of a message, if anybody needs one. A message that is new is recorded here, before anything is done about it.
-    fn tape(&mut self, message: &Message, recorded: Option<Vec<Taped>>, limits: &Limits) -> Result<Option<Tape>, Error> {
+    fn tape(&mut self, message: &Message, recorded: Option<Recording>, limits: &Limits) -> Result<Option<Tape>, Error> {
         if self.log.is_none() && recorded.is_none() && message.park_after_calls.is_none() {
             return Ok(None);
         }

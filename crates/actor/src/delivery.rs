@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::instance::Instance;
 use crate::limits::{HANDLED_AT_ONCE_MAX, STEP_PATIENCE};
 use crate::log::Log;
-use crate::tape::{Tape, Taped};
+use crate::tape::{Recording, Tape};
 use crate::{Error, Event, Message, Outcome};
 use driftwood_engine::Batch;
 use std::any::Any;
@@ -29,7 +29,7 @@ type Handling = Pin<Box<dyn Future<Output = (Box<Instance>, wasmtime::Result<i32
 
 /// All messages of one call of [`Host::deliver`].
 pub(crate) struct Delivery {
-    waiting: VecDeque<(usize, Message, Option<Vec<Taped>>)>,
+    waiting: VecDeque<(usize, Message, Option<Recording>)>,
     running: Vec<Running>,
     results: Vec<Option<Result<Outcome, Error>>>,
 }
@@ -65,7 +65,7 @@ impl Delivery {
     }
 
     /// The delivery of one message again, with what was recorded of it.
-    pub(crate) fn again(message: Message, recorded: Vec<Taped>) -> Delivery {
+    pub(crate) fn again(message: Message, recorded: Recording) -> Delivery {
         Delivery { waiting: VecDeque::from([(0, message, Some(recorded))]), running: Vec::new(), results: vec![None] }
     }
 
@@ -137,7 +137,7 @@ impl Delivery {
 }
 
 impl Running {
-    fn start(host: &mut Host, index: usize, message: Message, recorded: Option<Vec<Taped>>) -> Result<Running, Error> {
+    fn start(host: &mut Host, index: usize, message: Message, recorded: Option<Recording>) -> Result<Running, Error> {
         let name = message.actor.clone();
         let mut actor = host.take_actor(&name)?;
         let kind = message.kind;
@@ -195,8 +195,8 @@ impl Running {
     fn settle(&mut self, ended: Ended, listener: Listener<'_>) -> Ended {
         let done = matches!(ended, Ended::Returned(_, Ok(0)));
         let parked = lock(&self.actor.desk).turn.as_ref().is_some_and(|turn| matches!(turn.noted, Some(Error::Parked { .. })));
-        let settled = match lock(&self.actor.desk).turn.as_mut().and_then(|turn| turn.tape.as_mut()?.log()) {
-            Some(log) if !parked => log.end(done),
+        let settled = match lock(&self.actor.desk).turn.as_mut().and_then(|turn| turn.tape.as_mut()) {
+            Some(tape) if !parked => tape.end(done),
             _ => Ok(()),
         };
         match settled {

@@ -40,10 +40,10 @@ impl Host {
         lock(&actor.desk).ahead = parked.clone();
         let mut outcomes = Vec::new();
         for (at, recording) in parked.recordings.iter().enumerate() {
-            let Recording { message, overrides, answers, .. } = recording.clone();
             let park_after_calls = park_after_calls.filter(|_| at + 1 == parked.recordings.len());
-            let message = Message { bytes: message, settings: overrides, park_after_calls, ..Message::new(name, "") };
-            match self.again(message, answers, on_event) {
+            let (bytes, settings) = (recording.message.clone(), recording.overrides.clone());
+            let message = Message { settings, park_after_calls, ..Message::new(name, bytes) };
+            match self.again(message, recording.clone(), on_event) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(error) => {
                     self.park_again(name, &parked, at, &error);
@@ -72,10 +72,10 @@ impl Host {
         }
     }
 
-    fn again(&mut self, message: Message, answers: Vec<crate::tape::Taped>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, Error> {
+    fn again(&mut self, message: Message, recorded: Recording, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, Error> {
         let runtime = self.shared_runtime();
         let _ticking = runtime.ticking();
-        let mut results = Delivery::again(message, answers).run(self, &mut |_, event| on_event(event));
+        let mut results = Delivery::again(message, recorded).run(self, &mut |_, event| on_event(event));
         results.pop().expect("one message has one result")
     }
 

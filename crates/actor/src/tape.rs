@@ -60,6 +60,8 @@ pub(crate) struct Tape {
     limit_bytes: usize,
     /// Where new answers are made durable.
     log: Option<Log>,
+    /// Whether the log has the message's end already.
+    ended: bool,
     /// Whether logits are carried.
     carries_logits: bool,
     /// Host calls until the message is to be parked.
@@ -67,10 +69,21 @@ pub(crate) struct Tape {
 }
 
 impl Tape {
-    /// A tape that first plays what is given.
-    pub(crate) fn new(played: Vec<Taped>, log: Option<Log>, limit_bytes: usize, carries_logits: bool) -> Tape {
-        let bytes = played.iter().map(Taped::len_bytes).sum();
-        Tape { ahead: played.into(), log, bytes, limit_bytes, carries_logits, ..Tape::default() }
+    /// A tape that first plays what was recorded.
+    pub(crate) fn new(recorded: Recording, log: Option<Log>, limit_bytes: usize, carries_logits: bool) -> Tape {
+        let bytes = recorded.answers.iter().map(Taped::len_bytes).sum();
+        Tape { ahead: recorded.answers.into(), log, bytes, limit_bytes, carries_logits, ended: recorded.done, ..Tape::default() }
+    }
+
+    /// Notes how the message ended, unless that is recorded already.
+    ///
+    /// # Errors
+    /// If the journal cannot be written.
+    pub(crate) fn end(&mut self, done: bool) -> Result<(), Error> {
+        match &mut self.log {
+            Some(log) if !self.ended => log.end(done),
+            _ => Ok(()),
+        }
     }
 
     /// Ends the message in its n-th host call from now on.

@@ -211,5 +211,7 @@ fn a_rewound_conversation_takes_the_same_way() {
     let report = held.thaw_into(&mut host, ThawOptions { limits, ..ThawOptions::default() }).unwrap();
     assert_eq!(report.recomputed_tokens, 0);
     assert_eq!([talk(&mut host, turns[1]), talk(&mut host, turns[2])], tokens[1..]);
-    assert_eq!(state.history("a").unwrap(), before);
+    // Its heads say that messages were given up, so they are some bytes longer.
+    let essence = |moments: Vec<Moment>| moments.into_iter().map(|moment| (moment.turn, moment.turns, moment.state)).collect::<Vec<_>>();
+    assert_eq!(essence(state.history("a").unwrap()), essence(before));
 }

@@ -33,6 +33,8 @@ impl Summary {
 /// The fields of a head that are looked at.
 #[derive(Deserialize)]
 struct Fields<'a> {
+    former: Option<ChunkBytes>,
+    turns: Option<ChunkBytes>,
     guest: Option<GuestFields>,
     #[serde(borrow)]
     sessions: Vec<SessionFields<'a>>,
@@ -109,10 +111,14 @@ impl<'de> Deserialize<'de> for ChunkBytes {
 
 impl Fields<'_> {
     fn summary(self) -> Summary {
-        let mut summary = Summary::default();
+        let mut summary = Summary { bytes: sum(self.former.iter().chain(&self.turns)), ..Summary::default() };
         if let Some(guest) = self.guest {
             let leaves = sum(guest.memory.leaves.iter().flatten());
-            summary.bytes = guest.module.0.saturating_add(leaves).saturating_add(u64::from(guest.memory.stored_pages) * PAGE_BYTES as u64);
+            summary.bytes = summary
+                .bytes
+                .saturating_add(guest.module.0)
+                .saturating_add(leaves)
+                .saturating_add(u64::from(guest.memory.stored_pages) * PAGE_BYTES as u64);
             summary.model = guest.settings.model;
         }
         for session in &self.sessions {
