@@ -7,4 +7,5 @@ mod gpu;
 mod journeys;
 mod kills;
 mod mistakes;
+mod parks;
 mod support;
