@@ -65,7 +65,7 @@ impl Journals {
     fn own(&self) -> Result<Arc<Journal>, Error> {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         match &*own {
-            Some(journal) if journal.len_bytes() < JOURNAL_BYTES_ENOUGH => Ok(journal.clone()),
+            Some(journal) if journal.len_bytes() < JOURNAL_BYTES_ENOUGH && !journal.has_failed() => Ok(journal.clone()),
             _ => Ok(own.insert(Journal::create(&self.folder, self.durability)?).clone()),
         }
     }
@@ -105,10 +105,10 @@ impl Log {
     /// # Errors
     /// As [`Log::append`].
     pub(crate) fn accept(&mut self, message: &[u8], overrides: &BTreeMap<String, String>) -> Result<(), Error> {
-        self.in_message = true;
         self.append(&message_record(message, overrides))?;
-        self.accepted = true;
-        self.wait()
+        self.wait()?; // if that fails nobody was told that the message is recorded: it is dropped with the stream
+        (self.accepted, self.in_message) = (true, true);
+        Ok(())
     }
 
     /// Appends a record. It becomes durable soon.
@@ -165,17 +165,12 @@ impl Log {
         records_of(recordings).iter().try_for_each(|record| self.append(record))
     }
 
-    /// A head holds all that was recorded: what follows continues that one.
-    ///
-    /// # Errors
-    /// If the journal cannot be written any more.
-    pub(crate) fn rebase(&mut self, base: Base) -> Result<(), Error> {
+    /// A head holds all that was recorded: what follows continues that one. Whether the journal can still be told so makes no difference: nobody
+    /// goes on from a head that was replaced.
+    pub(crate) fn rebase(&mut self, base: Base) {
         self.base = base;
         self.of_use = false;
-        if let Some(stream) = self.stream.take() {
-            stream.end()?;
-        }
-        Ok(())
+        let _ = self.stream.take().map(Stream::end);
     }
 }
 

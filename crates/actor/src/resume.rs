@@ -98,11 +98,9 @@ impl Host {
         let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
         match &mut actor.log {
             Some(log) => log.rebase(base),
-            none => {
-                *none = Some(Log::new(journals.clone(), base));
-                Ok(())
-            }
+            none => *none = Some(Log::new(journals.clone(), base)),
         }
+        Ok(())
     }
 
     /// Parks an actor with what a process that died has left of its messages, which goes to the journal of this process.
