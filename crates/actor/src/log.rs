@@ -176,7 +176,9 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        if let Some(stream) = self.stream.take().filter(|_| !self.of_use && !self.in_message) {
+        // A message that was accepted and never begun, since its actor could not be woken, is withdrawn: whoever sent it was told of an error.
+        let under_way = self.in_message && !self.accepted;
+        if let Some(stream) = self.stream.take().filter(|_| !self.of_use && !under_way) {
             let _ = stream.end(); // nobody loses anything by records of messages that failed
         }
     }

@@ -124,6 +124,21 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_refuses_is_not_the_users_and_a_damaged_file_is() {
+        let refused = |kind: io::ErrorKind| driftwood_store::Error::System { operation: "write", path: "a".into(), source: kind.into() };
+        for (kind, advice) in [
+            (io::ErrorKind::StorageFull, "make room"),
+            (io::ErrorKind::PermissionDenied, "make it writable"),
+            (io::ErrorKind::ReadOnlyFilesystem, "make it writable"),
+        ] {
+            let error = anyhow::Error::from(driftwood_actor::Error::Store(refused(kind)));
+            assert!(exit_code(&error) == 1 && message(&error).contains(advice), "{}", message(&error));
+        }
+        let damaged = driftwood_store::Error::BadHead { path: "a".into(), why: "it is no text".into() };
+        assert_eq!(exit_code(&driftwood_actor::Error::Store(damaged).into()), 2);
+    }
+
+    #[test]
     fn causes_are_said_once() {
         let error = anyhow::anyhow!("c").context("b: c").context("a");
         assert_eq!(message(&error), "a: b: c");

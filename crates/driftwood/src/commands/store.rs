@@ -54,6 +54,7 @@ fn stats(state: &StateFolder, args: &StoreArgs) -> Result<()> {
     let stats = state.chunks().stats(&state.heads()?)?;
     let journals = state.journal_files()?;
     let ratio = stats.unique_bytes as f64 / stats.named_bytes.max(1) as f64;
+    let file_ratio = stats.file_bytes as f64 / (stats.unique_bytes + stats.history_bytes).max(1) as f64;
     if args.json {
         return output::json(&json!({
             "actors": stats.heads,
@@ -63,6 +64,7 @@ fn stats(state: &StateFolder, args: &StoreArgs) -> Result<()> {
             "history_bytes": stats.history_bytes,
             "former_heads": stats.former_heads,
             "file_bytes": stats.file_bytes,
+            "file_ratio": file_ratio,
             "files": stats.files,
             "journals": journals.files,
             "journal_bytes": journals.bytes,
@@ -72,7 +74,8 @@ fn stats(state: &StateFolder, args: &StoreArgs) -> Result<()> {
     output::line(&format!("{} actors name {}", stats.heads, bytes(stats.named_bytes)))?;
     output::line(&format!("of which {} are different ({:.1}%)", bytes(stats.unique_bytes), 100.0 * ratio))?;
     output::line(&format!("{} former heads name {} more, to which actors can be rewound", stats.former_heads, bytes(stats.history_bytes)))?;
-    output::line(&format!("in {} files of {}", stats.files, bytes(stats.file_bytes)))?;
+    let times = format!("{file_ratio:.2} times what is named in them");
+    output::line(&format!("in {} files of {}, {times}", stats.files, bytes(stats.file_bytes)))?;
     output::line(&format!("{} journals of {} tell of messages that are under way or were cut off", journals.files, bytes(journals.bytes)))
 }
 
