@@ -32,7 +32,7 @@ fn tokens(host: &Host, name: &str) -> u64 {
 
 /// A text of about so many tokens.
 fn text(tokens: usize) -> String {
-    (0..tokens / 4).map(|n| format!("{} and {}, ", ["red", "green", "blue"][n % 3], n % 10)).collect()
+    (0..tokens / 5).map(|n| format!("{} and {}, ", ["red", "green", "blue"][n % 3], n % 10)).collect()
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn actors_with_one_prompt_keep_it_once() {
     let folder = tempfile::tempdir().unwrap();
     let state = StateFolder::open(folder.path()).unwrap();
     let mut host = model_host(2);
-    let system = text(if soaks() { 1000 } else { 300 });
+    let system = text(if soaks() { 990 } else { 415 }); // ends in the middle of a block
     let actors = if soaks() { 100 } else { 6 };
     let (mut prompt_tokens, mut own_bytes, mut token_bytes) = (0, 0, 0);
     for n in 0..actors {
@@ -85,6 +85,7 @@ fn actors_with_one_prompt_keep_it_once() {
         host.remove(&name).unwrap();
     }
     let stats = state.chunks().stats(&state.heads().unwrap()).unwrap();
+    assert!(prompt_tokens % 64 > UNIT_TOKENS, "{prompt_tokens} tokens end where a block does");
     let prompt_bytes = prompt_tokens * token_bytes;
     let ratio = stats.unique_bytes.saturating_sub(own_bytes) as f64 / prompt_bytes as f64;
     println!(

@@ -179,11 +179,11 @@ fn short_writes_are_no_fault() {
     scene.recovers("short writes");
 }
 
-/// Fork and rewind, too, happen or do not, and can be asked for again.
+/// Spawn, fork and rewind, too, happen or do not, and can be asked for again.
 #[test]
-fn forks_and_rewinds_survive_failed_syncs_and_a_full_disk() {
+fn spawns_forks_and_rewinds_survive_failed_syncs_and_a_full_disk() {
     let scene = Scene::new();
-    for args in [&["actor", "fork", "alice", "bob"][..], &["actor", "rewind", "alice", "--to", "0"]] {
+    for args in [&["actor", "fork", "alice", "bob"][..], &["actor", "rewind", "alice", "--to", "0"], &["actor", "spawn", "dora"]] {
         for kind in ["sync", "full"] {
             let runs = under_faults(&scene, args, kind, |output, fault| {
                 if !output.status.success() {
