@@ -4,6 +4,11 @@
  *     memory                          its one linear memory
  *     int32_t driftwood_abi(void)     returns DRIFTWOOD_ABI
  *     int32_t handle(void)            called once a message; 0, or an own error code above 0
+ * may export
+ *     int32_t driftwood_model_changed(void)
+ *                                     called between messages, after the setting "model" was changed; answers as handle does, and if not
+ *                                     with 0 the model stays. Close the sessions on the former model here and open others: the host keeps
+ *                                     the keys and values of what is closed, for sessions that get the same tokens when the model comes back.
  * and imports any of the functions below from the module "driftwood", and nothing else.
  *
  * Between messages its whole state is its linear memory, its mutable globals and its sessions; that is what a snapshot holds.

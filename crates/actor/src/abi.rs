@@ -7,6 +7,8 @@ use std::fmt;
 pub(crate) const VERSION: i32 = 1;
 /// The module that guests import from.
 pub(crate) const MODULE: &str = "driftwood";
+/// The export of a guest that wants to be told of another model.
+pub(crate) const MODEL_CHANGED: &str = "driftwood_model_changed";
 
 /// A function's parameters and result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

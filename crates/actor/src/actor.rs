@@ -9,7 +9,7 @@ use crate::random::Random;
 use crate::runtime::{Compiled, Runtime};
 use crate::sessions::Sessions;
 use crate::tape::{Recording, Tape, Taped};
-use crate::{Error, Message, Outcome, Timings};
+use crate::{Error, Message, MessageKind, Outcome, Timings};
 use driftwood_engine::Session;
 use driftwood_snapshot::{Hash, Identity};
 use driftwood_store::{HeadTurn, Text};
@@ -31,12 +31,12 @@ pub(crate) struct Actor {
     /// Where its messages are recorded, if they are.
     pub log: Option<Log>,
     /// Messages since the state that it is in, the last of which it may be in the middle of.
-    pub parked: Option<Parked>,
+    pub parked: Option<Arc<Unfinished>>,
 }
 
-/// An actor that stands in the middle of a message: the state is that before it.
-#[derive(Default)]
-pub(crate) struct Parked {
+/// Messages that the state of their actor does not hold yet: the last of them may have been cut in the middle.
+#[derive(Debug, Default)]
+pub(crate) struct Unfinished {
     pub recordings: Vec<Recording>,
     /// The sessions as they were when it was parked, for their KV.
     pub ahead: Vec<Session>,
@@ -81,14 +81,15 @@ impl Actor {
         check_settings(&message.settings, &limits)?;
         let tape = self.tape(&message, recorded, &limits)?;
         lock(&self.desk).renew_lost_sessions()?;
-        let image = self.image();
-        let mut instance = self.wake(runtime, image.as_deref(), &limits)?;
+        let checkpoint = self.checkpoint();
+        let mut instance = self.wake(runtime, checkpoint.image.as_ref(), &limits)?;
         instance.set_memory_limit(limits.memory_bytes);
         let mut desk = lock(&self.desk);
-        let checkpoint = Checkpoint { image, sessions: desk.sessions.clone(), random: desk.random.clone() };
         let (fuel, wall) = (limits.fuel, limits.wall);
-        let mut turn = Turn { limits, message: message.bytes, overrides: message.settings, tape, ..Turn::default() };
-        turn.tally.restored_tokens = desk.sessions.evaluated_tokens();
+        let mut turn = Turn { limits, kind: message.kind, message: message.bytes, overrides: message.settings, tape, ..Turn::default() };
+        if message.kind == MessageKind::Said {
+            turn.tally.restored_tokens = desk.sessions.evaluated_tokens();
+        }
         desk.turn = Some(turn);
         Ok(Begun { instance, checkpoint, fuel, wall })
     }
@@ -107,6 +108,13 @@ impl Actor {
         Ok(Some(tape))
     }
 
+    /// The way back to what it is now.
+    pub(crate) fn checkpoint(&mut self) -> Checkpoint {
+        let image = self.image();
+        let desk = lock(&self.desk);
+        Checkpoint { image, sessions: desk.sessions.clone(), random: desk.random.clone() }
+    }
+
     /// An image of the guest as it is; `None` if it never ran.
     pub(crate) fn image(&mut self) -> Option<Arc<Image>> {
         match &mut self.body {
@@ -116,8 +124,16 @@ impl Actor {
         }
     }
 
+    /// Lays the guest into an image that forks can share, and from which it wakes with its next message as they do; `None` if it never ran.
+    pub(crate) fn fall_asleep(&mut self) -> Option<Arc<Image>> {
+        let image = self.image()?;
+        image.share();
+        self.body = Body::Asleep(image.clone());
+        Some(image)
+    }
+
     /// Takes the instance out of the body, or builds one.
-    fn wake(&mut self, runtime: &Runtime, image: Option<&Image>, limits: &Limits) -> Result<Box<Instance>, Error> {
+    fn wake(&mut self, runtime: &Runtime, image: Option<&Arc<Image>>, limits: &Limits) -> Result<Box<Instance>, Error> {
         match std::mem::replace(&mut self.body, Body::Away) {
             Body::Awake(instance) | Body::Unborn(Some(instance)) => Ok(instance),
             asleep => {
@@ -145,8 +161,9 @@ impl Actor {
     pub(crate) fn commit(&mut self, instance: Box<Instance>, total: Duration, fuel_used: u64) -> Outcome {
         self.body = Body::Awake(instance);
         let mut desk = lock(&self.desk);
-        desk.messages_handled += 1;
+        desk.sessions.settle_shelf();
         let mut turn = desk.turn.take().unwrap_or_default();
+        desk.messages_handled += u64::from(turn.kind == MessageKind::Said);
         if let Some(tape) = turn.tape.take() {
             self.log = tape.into_answers().1;
         }
@@ -185,7 +202,7 @@ impl Actor {
             self.log = log;
             let recording = Recording { message: turn.message, overrides: turn.overrides, answers, done: false };
             let ahead = || sessions.iter().map(|(_, session)| session.fork()).collect();
-            self.parked = parked.then(|| Parked { recordings: vec![recording], ahead: ahead() });
+            self.parked = parked.then(|| Arc::new(Unfinished { recordings: vec![recording], ahead: ahead() }));
         }
         self.desk.clear_poison();
     }
@@ -221,6 +238,7 @@ impl Actor {
             let state = (handle, session.tokens(), session.evaluated(), session.context_max(), session.sampler().to_json());
             hasher.update(format!("{state:?}").as_bytes());
         }
+        hasher.update(desk.sessions.kept_state().as_bytes());
         Ok(Hash(*hasher.finalize().as_bytes()))
     }
 }

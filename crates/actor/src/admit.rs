@@ -110,6 +110,8 @@ pub(crate) struct Admitted {
     /// Whether instantiation runs code, by a start section or `_initialize`.
     pub has_start: bool,
     pub has_initialize: bool,
+    /// Whether it wants to be told of another model.
+    pub has_model_changed: bool,
     /// Bytes that its memory begins with.
     pub memory_bytes: usize,
     /// Data segments, all active.
@@ -325,6 +327,10 @@ impl Survey {
             if !self.is_function(name, "() -> i32") {
                 return Err(missing(name, "an actor exports a function () -> i32 under this name"));
             }
+        }
+        self.admitted.has_model_changed = self.exports.contains_key(abi::MODEL_CHANGED);
+        if self.admitted.has_model_changed && !self.is_function(abi::MODEL_CHANGED, "() -> i32") {
+            return Err(missing(abi::MODEL_CHANGED, "it should be a function () -> i32"));
         }
         self.admitted.has_initialize = self.exports.contains_key("_initialize");
         if self.admitted.has_initialize && !self.is_function("_initialize", "() -> nothing") {

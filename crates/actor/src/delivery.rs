@@ -140,6 +140,7 @@ impl Running {
     fn start(host: &mut Host, index: usize, message: Message, recorded: Option<Vec<Taped>>) -> Result<Running, Error> {
         let name = message.actor.clone();
         let mut actor = host.take_actor(&name)?;
+        let kind = message.kind;
         let memory_limit_bytes = message.limits.as_ref().unwrap_or(&actor.limits).memory_bytes;
         let Begun { instance, checkpoint, fuel, wall } = match actor.begin(host.runtime(), message, recorded) {
             Ok(begun) => begun,
@@ -148,7 +149,7 @@ impl Running {
                 return Err(e);
             }
         };
-        let (handling, started): (Handling, _) = (Box::pin(instance.handle(fuel)), Instant::now());
+        let (handling, started): (Handling, _) = (Box::pin(instance.handle(kind, fuel)), Instant::now());
         let (reply, parked) = (ReplyShown::default(), false);
         Ok(Running { index, name, actor, handling, checkpoint, started, fuel, memory_limit_bytes, wall, reply, parked })
     }

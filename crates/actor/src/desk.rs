@@ -4,6 +4,7 @@
 //! [`Turn`] is what belongs to the message being handled; everything else is state that a snapshot holds.
 
 use crate::abi::Refused;
+use crate::actor::Unfinished;
 use crate::kernels::Kernels;
 use crate::limits::{LOG_LINE_BYTES_MAX, Limits};
 use crate::models::Models;
@@ -12,8 +13,8 @@ use crate::products::ComputeReport;
 use crate::random::Random;
 use crate::sessions::Sessions;
 use crate::tape::Tape;
-use crate::{Error, LogLevel};
-use driftwood_engine::{Model, Session};
+use crate::{Error, LogLevel, MessageKind};
+use driftwood_engine::Model;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,8 +56,8 @@ pub(crate) struct Desk {
     pub slot: Slot,
     /// The token that the last step chose for a parked call, if it could.
     pub token: Option<u32>,
-    /// Sessions whose KV a replay may take where it goes on live.
-    pub ahead: Vec<Session>,
+    /// What is being resumed: a replay may take its KV where it goes on live.
+    pub ahead: Arc<Unfinished>,
     /// Where its matrix products were computed.
     pub products: ComputeReport,
     /// Kernels that it brought.
@@ -75,6 +76,7 @@ pub(crate) fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
 #[derive(Default)]
 pub(crate) struct Turn {
     pub limits: Limits,
+    pub kind: MessageKind,
     pub message: Vec<u8>,
     pub overrides: BTreeMap<String, String>,
     pub reply: Vec<u8>,
@@ -114,6 +116,11 @@ impl Desk {
     pub(crate) fn setting(&self, name: &str) -> Option<&str> {
         let overridden = self.turn.as_ref().and_then(|t| t.overrides.get(name));
         overridden.or_else(|| self.settings.get(name)).map(String::as_str)
+    }
+
+    /// Whether a GPU may want to import the linear memory.
+    pub(crate) fn has_gpu(&self) -> bool {
+        self.models.gpu().is_some() || self.sessions.iter().any(|(_, session)| session.model().logits_device().is_some())
     }
 
     /// The model of that name, if the actor may use it; an empty name is the setting `model`.

@@ -176,6 +176,22 @@ pub enum Error {
         /// The model's name.
         model: String,
     },
+    /// KV of another model cannot be taken for this model's.
+    #[error("the KV cannot be kept for the model `{model}`: {why}; without --keep-kv it is computed anew")]
+    KeepKv {
+        /// The model that it was to be kept for.
+        model: String,
+        /// What is in the way.
+        why: String,
+    },
+    /// The guest has sessions on a model that its actor was to leave.
+    #[error(
+        "the guest keeps a session open on the model `{model}`: it must close it first, or export driftwood_model_changed and do so there"
+    )]
+    StaysOnModel {
+        /// The model that it stays on.
+        model: String,
+    },
     /// The snapshot's parts do not fit this version or each other.
     #[error("the snapshot cannot be thawed: {why}")]
     Unthawable {
@@ -285,6 +301,8 @@ impl Error {
             Error::NoGpu { .. } => "no_gpu",
             Error::OtherModel { .. } => "other_model",
             Error::OtherVocabulary { .. } => "other_vocabulary",
+            Error::KeepKv { .. } => "keep_kv",
+            Error::StaysOnModel { .. } => "stays_on_model",
             Error::Unthawable { .. } => "unthawable",
             Error::Parked { .. } => "parked",
             Error::Departed { .. } => "departed",

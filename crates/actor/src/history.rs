@@ -26,6 +26,18 @@ impl Past {
         Past { given_up: head.given_up, head: Some((Arc::new(head), chunks.root().into())), ..Past::default() }
     }
 
+    /// Takes note of a head that was published. One that says what the head before said, but of whom, leaves that one in its place: so kept
+    /// forks share it until they part.
+    pub(crate) fn kept(&mut self, mut head: Head, chunks: &Chunks) {
+        let continues = self.head.as_ref().filter(|(_, root)| **root == *chunks.root()).is_some_and(|(before, _)| {
+            head.identity = before.identity.clone();
+            head == **before
+        });
+        if !continues {
+            *self = Past::at(head, chunks);
+        }
+    }
+
     /// Takes note of a message that was handled. If nobody keeps the actor and there are too many, its history begins later.
     pub(crate) fn handled(&mut self, turn: HeadTurn) {
         let bytes = |turn: &HeadTurn| turn.message.0.len() + turn.reply.0.len() + 4 * turn.tokens.len();
@@ -67,6 +79,14 @@ pub struct Moment {
     pub state: Hash,
     /// Bytes that it names: of chunks that others name, too, all of them.
     pub bytes: u64,
+}
+
+impl Moment {
+    /// Its messages with their numbers: the first that an actor handles is 1.
+    pub fn numbered(&self) -> impl Iterator<Item = (u64, &HeadTurn)> {
+        let before = self.turn.saturating_sub(self.turns.len() as u64);
+        self.turns.iter().zip(1..).map(move |(turn, number)| (before + number, turn))
+    }
 }
 
 /// All moments that a head and those before it are, oldest first.

@@ -13,6 +13,7 @@ use crate::products::ComputeReport;
 use crate::random::Random;
 use crate::runtime::Runtime;
 use crate::sessions::Sessions;
+use crate::shelf::KeptKv;
 use crate::state::valid_name;
 use crate::{Error, Event, Message, Outcome};
 use driftwood_compute::KvDType;
@@ -53,12 +54,16 @@ pub struct ActorInfo {
     pub module_hash: Hash,
     /// Bytes of its linear memory; 0 before its first message.
     pub memory_bytes: usize,
+    /// Bytes of its pages that differ from those that it woke with and shares with its forks; 0 unless it is awake.
+    pub memory_own_bytes: usize,
     /// Messages that it handled, failed ones not counted.
     pub messages_handled: u64,
     /// Its settings.
     pub settings: BTreeMap<String, String>,
     /// Its open sessions, by handle.
     pub sessions: Vec<SessionInfo>,
+    /// KV that is kept for models that it left, the oldest first.
+    pub kept: Vec<KeptKv>,
 }
 
 /// An open session.
@@ -187,7 +192,7 @@ impl Host {
     }
 
     /// A second actor that is in all but its name and identity what the first is now. KV and memory are shared until one of them writes.
-    /// Their random numbers are the same, too.
+    /// Their random numbers are the same, too. The first one falls asleep, so that a thousand forks share one image with it.
     ///
     /// # Errors
     /// If there is no such actor, or the new name is taken or none.
@@ -195,7 +200,7 @@ impl Host {
         self.check_free(new_name)?;
         let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
         let identity = Identity::mint(new_name, Some(actor.identity.id))?;
-        let body = match actor.image() {
+        let body = match actor.fall_asleep() {
             Some(image) => Body::Asleep(image),
             None => Body::Unborn(None),
         };
@@ -234,12 +239,15 @@ impl Host {
             Body::Asleep(image) => image.memory_bytes,
             Body::Unborn(None) | Body::Away => 0,
         };
+        let memory_own_bytes = if let Body::Awake(instance) = &actor.body { instance.own_bytes() } else { 0 };
         Ok(ActorInfo {
+            memory_own_bytes,
             identity: actor.identity.clone(),
             module_hash: actor.compiled.hash,
             memory_bytes,
             messages_handled: desk.messages_handled,
             settings: desk.settings.clone(),
+            kept: desk.sessions.kept().collect(),
             sessions: desk.sessions.iter().map(|(handle, session)| session_info(handle, session)).collect(),
         })
     }
@@ -281,7 +289,7 @@ impl Host {
         self.actors.get_mut(name).ok_or_else(|| no_such(name))?.state_hash(&runtime)
     }
 
-    /// Changes a setting of an actor.
+    /// Changes a setting of an actor. Its messages are recorded again once it is kept.
     ///
     /// # Errors
     /// If there is no such actor, or its settings become too long.
@@ -292,6 +300,7 @@ impl Host {
         settings.insert(key.to_owned(), value.to_owned());
         check_settings(&settings, &actor.limits)?;
         desk.settings = settings;
+        actor.log = None; // what follows does not continue the head that is there
         Ok(())
     }
 
@@ -322,7 +331,7 @@ impl Host {
             turn: None,
             slot: Slot::default(),
             token: None,
-            ahead: Vec::new(),
+            ahead: Arc::default(),
             products: ComputeReport::default(),
             kernels: Kernels::default(),
         }))

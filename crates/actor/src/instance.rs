@@ -1,14 +1,15 @@
 //! A living guest: a Wasmtime store with one instance, and the image that one can be built from again.
 
-use crate::abi::{self, Refused};
-use crate::desk::SharedDesk;
+use crate::abi::{self, MODEL_CHANGED, Refused};
+use crate::desk::{SharedDesk, lock};
 use crate::limits::{Limits, TABLE_ELEMENTS_MAX, TICKS_BEFORE_YIELD};
+use crate::linear::lay_original;
 use crate::products::Share;
 use crate::runtime::{Compiled, Runtime, block_on};
-use crate::{Error, instrument::Life};
-use driftwood_region::Region;
+use crate::{Error, MessageKind, instrument::Life};
+use driftwood_region::{Original, Region};
 use driftwood_snapshot::ValueKind;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use wasmtime::{Global, Memory, ResourceLimiter, Store, TypedFunc, Val};
 
 /// Pages of an image. Small, so that a sparse memory stays small.
@@ -59,7 +60,7 @@ impl ResourceLimiter for Growth {
 }
 
 /// A guest at rest: its pages that are not zero, and its mutable globals.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) struct Image {
     pub memory_bytes: usize,
     /// Indices of pages, and their bytes one after another.
@@ -67,9 +68,32 @@ pub(crate) struct Image {
     pub bytes: Vec<u8>,
     /// Bits of each mutable global, in the order of [`crate::admit::Admitted::globals`].
     pub globals: Vec<u128>,
+    /// The same memory once more, as forks share it: see [`Image::share`].
+    original: OnceLock<Option<Original>>,
+}
+
+impl PartialEq for Image {
+    fn eq(&self, other: &Image) -> bool {
+        let same_pages = self.memory_bytes == other.memory_bytes && self.pages == other.pages && self.bytes == other.bytes;
+        same_pages && self.globals == other.globals
+    }
 }
 
 impl Image {
+    pub(crate) fn new(memory_bytes: usize, globals: Vec<u128>) -> Image {
+        Image { memory_bytes, pages: Vec::new(), bytes: Vec::new(), globals, original: OnceLock::new() }
+    }
+
+    /// From now on instances map this memory and copy only pages that they write. Where the system cannot do so they copy all.
+    pub(crate) fn share(&self) {
+        let parts = || self.pages().map(|(page, bytes)| (page * IMAGE_PAGE_BYTES, bytes));
+        self.original.get_or_init(|| Original::new(self.memory_bytes, parts()).ok());
+    }
+
+    fn original(&self) -> Option<&Original> {
+        self.original.get()?.as_ref()
+    }
+
     /// The pages with their indices.
     pub(crate) fn pages(&self) -> impl Iterator<Item = (usize, &[u8])> {
         self.pages.iter().map(|&p| p as usize).zip(self.bytes.chunks_exact(IMAGE_PAGE_BYTES))
@@ -91,6 +115,9 @@ pub(crate) struct Instance {
     memory: Memory,
     globals: Vec<(Global, ValueKind)>,
     handle: TypedFunc<(), i32>,
+    model_changed: Option<TypedFunc<(), i32>>,
+    /// What it continued from, if others still have that.
+    laid: Weak<Image>,
 }
 
 impl Instance {
@@ -122,14 +149,16 @@ impl Instance {
         compiled: &Compiled,
         desk: &SharedDesk,
         limits: &Limits,
-        image: &Image,
+        image: &Arc<Image>,
     ) -> Result<Instance, Error> {
         check_memory(image.memory_bytes, limits)?;
         let store = new_store(runtime, desk, limits)?;
         let born = Self::instantiate(runtime, compiled, store, Life::Again);
         let born = block_on(runtime, born, limits.wall).ok_or(Error::LimitWall { limit_ms: limits.wall.as_millis() as u64 })?;
         let (mut instance, _) = born.map_err(Error::host("build a guest's instance"))?;
-        instance.lay(image).map_err(Error::host("restore a guest's memory"))?;
+        let shares = image.original().filter(|_| !lock(desk).has_gpu());
+        instance.lay(image, shares).map_err(Error::host("restore a guest's memory"))?;
+        instance.laid = Arc::downgrade(image);
         Ok(instance)
     }
 
@@ -148,14 +177,18 @@ impl Instance {
             globals.push((plain.get_global(&mut store, &name).ok_or_else(|| missing(&name))?, slot.kind));
         }
         let handle = plain.get_typed_func::<(), i32>(&mut store, "handle")?;
+        let model_changed = match compiled.admitted.has_model_changed {
+            true => Some(plain.get_typed_func::<(), i32>(&mut store, MODEL_CHANGED)?),
+            false => None,
+        };
         let region = runtime.memories.region_at(memory.data_ptr(&store)).ok_or_else(|| missing("region"))?;
         store.data_mut().memory = Some(memory);
         store.data_mut().region = Some(region);
-        Ok((Instance { store, memory, globals, handle }, plain))
+        Ok((Instance { store, memory, globals, handle, model_changed, laid: Weak::new() }, plain))
     }
 
-    /// Lays an image over fresh, zero memory.
-    fn lay(&mut self, image: &Image) -> wasmtime::Result<()> {
+    /// Lays an image over fresh, zero memory: by mapping its original, if that is given, else by copying.
+    fn lay(&mut self, image: &Image, original: Option<&Original>) -> wasmtime::Result<()> {
         let grow_bytes = image.memory_bytes.checked_sub(self.memory.data_size(&self.store));
         let grow_bytes = grow_bytes.ok_or_else(|| wasmtime::format_err!("the memory is smaller than the module's minimum"))?;
         let page_bytes = self.memory.page_size(&self.store);
@@ -163,9 +196,13 @@ impl Instance {
             return Err(wasmtime::format_err!("the memory is no whole number of pages"));
         }
         self.memory.grow(&mut self.store, grow_bytes as u64 / page_bytes)?;
-        let memory = self.memory.data_mut(&mut self.store);
-        for (page, bytes) in image.pages() {
-            memory[page * IMAGE_PAGE_BYTES..][..IMAGE_PAGE_BYTES].copy_from_slice(bytes);
+        if let Some(original) = original {
+            lay_original(&mut self.store, &self.memory, original)?;
+        } else {
+            let memory = self.memory.data_mut(&mut self.store);
+            for (page, bytes) in image.pages() {
+                memory[page * IMAGE_PAGE_BYTES..][..IMAGE_PAGE_BYTES].copy_from_slice(bytes);
+            }
         }
         for (&(global, kind), &bits) in self.globals.iter().zip(&image.globals) {
             global.set(&mut self.store, value(kind, bits))?;
@@ -177,14 +214,26 @@ impl Instance {
     pub(crate) fn image(&mut self) -> Image {
         let globals = self.global_bits();
         let memory = self.memory.data(&self.store);
-        let (mut pages, mut bytes) = (Vec::new(), Vec::new());
+        let mut image = Image::new(memory.len(), globals);
         for (index, page) in memory.chunks_exact(IMAGE_PAGE_BYTES).enumerate() {
             if !is_zero(page) {
-                pages.push(index as u32);
-                bytes.extend_from_slice(page);
+                image.pages.push(index as u32);
+                image.bytes.extend_from_slice(page);
             }
         }
-        Image { memory_bytes: memory.len(), pages, bytes, globals }
+        image
+    }
+
+    /// Bytes of pages that differ from the image that it continued from and that others still have; of one without, those not all zero.
+    pub(crate) fn own_bytes(&self) -> usize {
+        let laid = self.laid.upgrade();
+        let mut former = laid.iter().flat_map(|image| image.pages()).peekable();
+        let differs = |(index, page): &(usize, &[u8])| match former.next_if(|(known, _)| known == index) {
+            Some((_, known)) => known != *page,
+            None => !is_zero(page),
+        };
+        let pages = self.memory().chunks_exact(IMAGE_PAGE_BYTES).enumerate();
+        pages.filter(differs).count() * IMAGE_PAGE_BYTES
     }
 
     /// Bits of each mutable global.
@@ -197,14 +246,20 @@ impl Instance {
         self.memory.data(&self.store)
     }
 
-    /// Handles one message; gives itself back with what `handle` returned and the fuel that is left.
-    pub(crate) async fn handle(mut self: Box<Self>, fuel: u64) -> (Box<Self>, wasmtime::Result<i32>) {
+    /// Handles one message; gives itself back with what its function returned and the fuel that is left.
+    pub(crate) async fn handle(mut self: Box<Self>, kind: MessageKind, fuel: u64) -> (Box<Self>, wasmtime::Result<i32>) {
         self.store.set_epoch_deadline(TICKS_BEFORE_YIELD);
         if let Err(e) = self.store.set_fuel(fuel) {
             return (self, Err(e));
         }
-        let handle = self.handle.clone();
-        let returned = handle.call_async(&mut self.store, ()).await;
+        let function = match kind {
+            MessageKind::Said => Some(self.handle.clone()),
+            MessageKind::ModelChanged => self.model_changed.clone(),
+        };
+        let Some(function) = function else {
+            return (self, Err(wasmtime::format_err!("the guest has no export {MODEL_CHANGED}")));
+        };
+        let returned = function.call_async(&mut self.store, ()).await;
         (self, returned)
     }
 
@@ -308,7 +363,14 @@ mod tests {
         assert!(image.inflate() == instance.memory());
         let compiled = host.actors["a"].compiled.clone();
         let desk = host.actors["a"].desk.clone();
-        let mut again = Instance::again(&runtime, &compiled, &desk, &Limits::default(), &image).unwrap();
-        assert_eq!(again.image(), image);
+        let image = Arc::new(image);
+        for _ in 0..2 {
+            let mut again = Instance::again(&runtime, &compiled, &desk, &Limits::default(), &image).unwrap();
+            assert_eq!((&again.image(), again.own_bytes()), (&*image, 0));
+            again.memory.data_mut(&mut again.store)[2 << 16] = 1;
+            assert_eq!((again.own_bytes(), again.memory().len()), (IMAGE_PAGE_BYTES, 3 << 16));
+            image.share(); // copied first, mapped then
+            assert_eq!(image.original().is_some(), cfg!(target_os = "linux"));
+        }
     }
 }

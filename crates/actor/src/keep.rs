@@ -2,7 +2,6 @@
 
 use crate::Error;
 use crate::desk::lock;
-use crate::history::Past;
 use crate::host::{Host, no_such};
 use crate::rest::{FreezeReport, Pools, guest_state};
 use driftwood_engine::{Piece, SavedKv, Session, UnsavedRows};
@@ -39,12 +38,15 @@ impl Host {
             sessions.push(head_session(handle, session, pools.of(session), &kv, &commit)?);
             saved.push(kv);
         }
+        let (kept, kept_kv) = desk.sessions.save_shelf(&mut pools, &commit)?;
+        sessions.extend(kept);
+        saved.extend(kept_kv);
         let guest = HeadGuest { state: guest_state(&desk, globals), module, memory };
         let head = Head {
             writer: concat!("driftwood ", env!("CARGO_PKG_VERSION")).to_owned(),
             identity: identity.clone(),
             guest: Some(guest),
-            notes: pools.notes(&models),
+            notes: pools.notes(&models, &desk.sessions),
             pools: pools.infos,
             sessions,
             former,
@@ -58,7 +60,7 @@ impl Host {
         let sync_ms = begun.elapsed().as_secs_f64() * 1e3 - serialise_ms;
         let bytes = commit.written_bytes() + published.bytes;
         let kv_bytes = head.kv_bytes();
-        actor.past = Past::at(head, chunks);
+        actor.past.kept(head, chunks);
         Ok(FreezeReport { identity, bytes, kv_bytes, serialise_ms, sync_ms })
     }
 }

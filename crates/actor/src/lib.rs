@@ -7,8 +7,10 @@
 //!
 //! Where things are, from the outside in:
 //!
-//! - `host.rs` is the API, `state.rs` the folder in which actors rest, `rest.rs` freezing and thawing, `keep.rs` and `source.rs` the same in a state folder,
+//! - `host.rs` is the API, `state.rs` the folder in which actors rest, `crowd.rs` many of them at once, `rest.rs` freezing and thawing, `keep.rs` and `source.rs` the same in a state folder,
 //!   `history.rs` what was before.
+//! - `swap.rs` gives an actor another model, `shelf.rs` keeps the KV of the former.
+//! - `tape.rs` is what a message was told, `log.rs` the same as records of a journal, `resume.rs` how a message that was cut goes on.
 //! - `delivery.rs` is the step loop, `actor.rs` the transaction, `parked.rs` where a waiting guest and a step meet.
 //! - `calls/` are the host functions, `abi.rs` their types, `memory.rs` the border at which a guest's numbers are checked, `desk.rs` and
 //!   `sessions.rs` what they work on, `products.rs` where a guest's matrix products are computed, `kernels.rs` the kernels that it brought.
@@ -24,6 +26,7 @@ mod abi;
 mod actor;
 mod admit;
 mod calls;
+mod crowd;
 mod delivery;
 mod desk;
 mod error;
@@ -34,7 +37,7 @@ mod instrument;
 mod keep;
 mod kernels;
 pub mod limits;
-#[allow(unsafe_code)] // the two traits by which Wasmtime takes memory from us
+#[allow(unsafe_code)] // the two traits by which Wasmtime takes memory from us, and the private copy that a fork's memory begins as
 mod linear;
 mod log;
 mod memory;
@@ -48,10 +51,13 @@ mod rest;
 mod resume;
 mod runtime;
 mod sessions;
+mod shelf;
 mod source;
 mod state;
+mod swap;
 mod tape;
 
+pub use actor::JOURNAL_LOGITS;
 pub use admit::{Refusal, admit};
 pub use desk::Interrupt;
 pub use driftwood_snapshot::{ActorId, Existing, Hash, Identity};
@@ -61,9 +67,11 @@ pub use history::Moment;
 pub use host::{ActorInfo, FoundInMemory, Host, HostOptions, SessionInfo, SpawnSpec};
 pub use keep::{head_session, save_kv};
 pub use limits::Limits;
-pub use message::{Event, LogLevel, Message, Outcome, Timings};
+pub use message::{Event, LogLevel, Message, MessageKind, Outcome, Timings};
 pub use models::ModelResolver;
 pub use products::{ComputeReport, GpuPath, SharedAddresses};
 pub use rest::{Exactness, FreezeReport, IdentityRule, ThawOptions, ThawReport, live_dtype, pool_info};
+pub use shelf::KeptKv;
 pub use source::restore_session;
 pub use state::{ActorFolder, InState, Listed, Rewound, StateFolder, valid_name};
+pub use swap::SwapReport;

@@ -66,6 +66,8 @@ pub const ACTORS_MAX: usize = 1 << 20;
 pub const HANDLED_AT_ONCE_MAX: usize = 256;
 /// Bytes of messages, replies and token ids that a host remembers of an actor until it is kept; then the oldest go.
 pub const UNKEPT_TURNS_BYTES_MAX: usize = 32 << 20;
+/// Sessions that are not open and whose KV is kept, for an actor that left their models.
+pub const KV_GENERATIONS_MAX: usize = 8;
 /// Bytes of an actor's name.
 pub const NAME_BYTES_MAX: usize = 64;
 

@@ -1,11 +1,14 @@
 //! A guest's linear memory is a region of ours: the base never moves, growth opens pages in place, the rest faults.
 //!
+//! A fork's memory begins as a private copy of what all of them share: pages that it does not write cost nothing.
+//!
 //! Wasmtime asks [`RegionMemories`] for each memory. It keeps a weak note of every region, so that the host finds the region of an
 //! instance again by its base address.
 
-use driftwood_region::Region;
+use crate::instance::Guest;
+use driftwood_region::{Original, Region};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
+use wasmtime::{LinearMemory, Memory, MemoryCreator, MemoryType, Store};
 
 /// Makes linear memories out of regions.
 #[derive(Default)]
@@ -25,6 +28,21 @@ impl RegionMemories {
         made.retain(|known| known.strong_count() > 0);
         made.push(Arc::downgrade(region));
     }
+}
+
+/// Has a linear memory begin as a private copy of an original that it is at least as long as. What lies beyond stays as it is.
+///
+/// # Errors
+/// As [`Region::map_copy`]: the instance is then of no more use.
+pub(crate) fn lay_original(store: &mut Store<Guest>, memory: &Memory, original: &Original) -> wasmtime::Result<()> {
+    let guest = store.data();
+    let region = guest.region().map_err(|_| wasmtime::format_err!("the memory has no region"))?;
+    let own = region.base().as_ptr() == memory.data_ptr(&*store);
+    if !own || guest.share.is_some() {
+        return Err(wasmtime::format_err!("the memory is not the guest's own"));
+    }
+    // SAFETY: whoever holds the store alone holds the linear memory alone, no code of the guest runs, and no device has imported it.
+    unsafe { region.map_copy(original) }.map_err(wasmtime::Error::new)
 }
 
 // SAFETY: a memory from here is page-aligned and zero, its base is stable for its whole life, and the address space that Wasmtime's

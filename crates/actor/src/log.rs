@@ -20,7 +20,7 @@ use driftwood_snapshot::Hash;
 use driftwood_store::{Base, Durability, Journal, Stream, left_behind};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 const MESSAGE: u8 = 0;
 const TOKEN: u8 = 1;
@@ -40,7 +40,16 @@ const JOURNAL_BYTES_ENOUGH: u64 = 256 << 20;
 pub(crate) struct Journals {
     folder: PathBuf,
     durability: Durability,
-    own: Arc<Mutex<Option<Arc<Journal>>>>,
+    own: Arc<Mutex<Own>>,
+}
+
+/// The journals of this process.
+#[derive(Debug, Default)]
+struct Own {
+    /// Where streams begin now.
+    current: Option<Arc<Journal>>,
+    /// Those that were too long for more.
+    older: Vec<Weak<Journal>>,
 }
 
 impl Journals {
@@ -57,17 +66,30 @@ impl Journals {
     /// # Errors
     /// If journals cannot be read, or this program did not write them.
     pub(crate) fn left(&self, base: &Base) -> Result<Vec<Recording>, Error> {
-        let left = left_behind(&self.folder, base)?.map(|left| left.records).unwrap_or_default();
+        let own = {
+            let held = self.held();
+            let older = held.older.iter().filter_map(Weak::upgrade);
+            held.current.iter().cloned().chain(older).map(|journal| journal.path().to_owned()).collect::<Vec<_>>()
+        };
+        let left = left_behind(&self.folder, &own, base)?.map(|left| left.records).unwrap_or_default();
         recordings(left.iter().map(Vec::as_slice))
     }
 
     /// The journal for streams that begin now.
     fn own(&self) -> Result<Arc<Journal>, Error> {
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*own {
-            Some(journal) if journal.len_bytes() < JOURNAL_BYTES_ENOUGH && !journal.has_failed() => Ok(journal.clone()),
-            _ => Ok(own.insert(Journal::create(&self.folder, self.durability)?).clone()),
+        let mut held = self.held();
+        if let Some(journal) = held.current.as_ref().filter(|journal| journal.len_bytes() < JOURNAL_BYTES_ENOUGH && !journal.has_failed()) {
+            return Ok(journal.clone());
         }
+        let journal = Journal::create(&self.folder, self.durability)?;
+        held.older.retain(|journal| journal.strong_count() > 0);
+        let former = held.current.replace(journal.clone());
+        held.older.extend(former.as_ref().map(Arc::downgrade));
+        Ok(journal)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Own> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -262,7 +284,6 @@ fn parse_answer(kind: u8, fields: &[u8]) -> Option<Taped> {
 }
 
 /// Records behind one another, each behind its length, as a snapshot carries them.
-#[allow(dead_code)] // freezing a parked actor comes next
 pub(crate) fn pack(records: &[Vec<u8>]) -> Vec<u8> {
     records.iter().flat_map(|record| (record.len() as u32).to_le_bytes().into_iter().chain(record.iter().copied())).collect()
 }
@@ -271,7 +292,6 @@ pub(crate) fn pack(records: &[Vec<u8>]) -> Vec<u8> {
 ///
 /// # Errors
 /// If a length is not that of its record.
-#[allow(dead_code)]
 pub(crate) fn unpack(mut packed: &[u8]) -> Result<Vec<&[u8]>, Error> {
     let mut records = Vec::new();
     while !packed.is_empty() {

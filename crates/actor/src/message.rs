@@ -17,6 +17,18 @@ pub struct Message {
     /// Parks the actor in so many host calls from the message's start (a call that takes several steps counts for each): the message ends with
     /// [`crate::Error::Parked`], and the actor can be frozen where it stands, or go on by [`crate::Host::resume`].
     pub park_after_calls: Option<u64>,
+    /// Which of the guest's functions handles it.
+    pub kind: MessageKind,
+}
+
+/// Which of a guest's functions handles a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MessageKind {
+    /// `handle`: somebody says something.
+    #[default]
+    Said,
+    /// `driftwood_model_changed`, which a guest need not have: the setting `model` names another one. See [`crate::Host::swap_model`].
+    ModelChanged,
 }
 
 impl Message {
@@ -67,7 +79,8 @@ pub struct Outcome {
     pub reply: Vec<u8>,
     /// Tokens that `dw_next` and `dw_generate` generated, in order.
     pub tokens: Vec<u32>,
-    /// Tokens that were in the KV of the actor's sessions when the message came.
+    /// Tokens that were in the KV of the actor's sessions when the message came, and those whose KV was kept for a model that it goes back to
+    /// (of [`MessageKind::ModelChanged`] these alone).
     pub restored_tokens: usize,
     /// Tokens evaluated that this message did not generate.
     pub prefilled_tokens: usize,

@@ -27,6 +27,11 @@ impl Models {
         Models { device, gpu, resolver: Mutex::new(resolver), open: Mutex::default(), vocabularies: Mutex::default() }
     }
 
+    /// Whether models compute on a GPU.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        self.device.gpu.is_some()
+    }
+
     pub(crate) fn device(&self) -> &Cpu {
         &self.device.cpu
     }

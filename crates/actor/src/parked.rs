@@ -209,6 +209,10 @@ impl Desk {
     /// Charges a step to the message.
     fn charge(&mut self, handle: i32, target: &Target) -> Result<(), Refused> {
         let entry = self.sessions.entry(handle)?;
+        if entry.session.tokens().len() > entry.evaluated() + entry.fresh {
+            self.take_back(handle);
+        }
+        let entry = self.sessions.entry(handle)?;
         let (tokens, evaluated) = (entry.session.tokens().len(), entry.evaluated());
         let wants_logits = !matches!(target, Target::Nothing);
         if wants_logits && tokens == 0 {
@@ -234,7 +238,7 @@ impl Desk {
         if let Ok(entry) = self.sessions.entry(session)
             && entry.lacks() > 0
         {
-            entry.adopt(&self.ahead);
+            entry.adopt(&self.ahead.ahead);
         }
         let prefills = self.turn().prefills;
         self.slot = Slot::Asked(Request { session, logits, prefills });

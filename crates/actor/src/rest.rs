@@ -3,11 +3,12 @@
 //! Limits and grants are never in the file. KV comes back by content hash, verified before the first step that reads it, and only to
 //! the sessions that the file gives it to.
 
-use crate::actor::{Actor, Body, check_settings};
+use crate::actor::{Actor, Body, Unfinished, check_settings};
 use crate::desk::{Desk, lock};
 use crate::history::Past;
 use crate::host::{Host, no_such};
 use crate::limits::Limits;
+use crate::log::{pack, recordings, records_of, unpack};
 use crate::models::Models;
 use crate::random::Random;
 use crate::sessions::Sessions;
@@ -23,8 +24,13 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Handles from here on are those of sessions as they were when a message was parked.
+const AHEAD_FIRST_HANDLE: u32 = 3 << 30;
+
 /// The key of the manifest's notes under which the vocabularies of models stand.
 const VOCABULARIES: &str = "vocabularies";
+/// The key of the note of an actor that ever used KV of another model as its model's own.
+const APPROXIMATE: &str = "approximate";
 
 /// What came of freezing.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,7 +116,9 @@ impl fmt::Display for Exactness {
 }
 
 impl Host {
-    /// Writes an actor as one file, durably and in one step: there is the old file or the new one, never a part.
+    /// Writes an actor as one file, also one that is parked in the middle of a message: then the file holds the state before the message, what the guest
+    /// was told since, and the KV up to there. It is written durably and in one step: there is the old file or the new one, never a part. KV that is kept for a model
+    /// that is not here any more is left out.
     ///
     /// # Errors
     /// If there is no such actor, or the file cannot be written.
@@ -119,15 +127,19 @@ impl Host {
         let runtime = self.shared_runtime();
         let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
         let (desk, identity, compiled) = (actor.desk.clone(), actor.identity.clone(), actor.compiled.clone());
+        let parked = actor.parked.clone().unwrap_or_default();
         let (memory, globals) = actor.memory_and_globals(&runtime)?;
-        let desk = lock(&desk);
+        let mut desk = lock(&desk);
+        desk.sessions.wake_shelf(&models);
+        let all = || desk.sessions.all_live().chain((AHEAD_FIRST_HANDLE..).zip(&parked.ahead));
         let mut pools = Pools::default();
         let mut blocks = Blocks::default();
-        let at_rest: Vec<_> = desk.sessions.iter().map(|(_, session)| session.at_rest()).collect::<Result<_, _>>()?;
-        let each = desk.sessions.iter().zip(&at_rest);
+        let at_rest: Vec<_> = all().map(|(_, session)| session.at_rest()).collect::<Result<_, _>>()?;
+        let each = all().zip(&at_rest);
         let sessions: Vec<_> =
             each.map(|((handle, session), at_rest)| blocks.session(handle, session, pools.of(session), at_rest)).collect();
-        let notes = pools.notes(&models);
+        let journal = pack(&records_of(&parked.recordings));
+        let notes = pools.notes(&models, &desk.sessions);
         let of_pool = |(info, blocks)| snapshot::PoolContents { info, blocks };
         let contents = snapshot::Contents {
             writer: concat!("driftwood ", env!("CARGO_PKG_VERSION")),
@@ -135,6 +147,7 @@ impl Host {
             guest: Some(snapshot::GuestContents { state: guest_state(&desk, globals), module: &compiled.module, memory: &memory }),
             pools: pools.infos.into_iter().zip(blocks.of_pools).map(of_pool).collect(),
             sessions,
+            journal: &journal,
             notes,
         };
         let report = snapshot::write(&contents, path, existing)?;
@@ -192,11 +205,16 @@ impl Host {
             IdentityRule::Keep => Identity { name: name.to_owned(), ..stored.clone() },
         };
         let report = thawing.report(identity.clone());
+        let recordings = recordings(unpack(source.journal())?)?;
+        let parked = (!recordings.is_empty()).then(|| Arc::new(Unfinished { recordings, ahead: thawing.parked.ahead }));
+        if parked.is_some() && (options.model.is_some() || !options.settings.is_empty()) {
+            return Err(Error::Parked { name: name.to_owned() }); // it would not be the message that was recorded
+        }
         let desk = self.desk(options.models.clone(), settings, random, thawing.open, guest.state.messages_handled);
         let body = Body::Asleep(Arc::new(image));
         self.actors.insert(
             name.to_owned(),
-            Actor { identity, compiled, limits: options.limits, desk, body, past: Past::default(), log: None, parked: None },
+            Actor { identity, compiled, limits: options.limits, desk, body, past: Past::default(), log: None, parked },
         );
         Ok(report)
     }
@@ -240,26 +258,39 @@ pub(crate) fn guest_state(desk: &Desk, globals: Vec<Global>) -> GuestState {
 #[derive(Default)]
 pub(crate) struct Pools {
     pub infos: Vec<PoolInfo>,
-    models: Vec<Arc<Model>>,
+    models: Vec<Option<Arc<Model>>>, // of those whose model is open
 }
 
 impl Pools {
     /// The index of a session's pool.
     pub(crate) fn of(&mut self, session: &Session) -> u32 {
         let info = pool_info(session);
-        let same = |(known, model): (&PoolInfo, &Arc<Model>)| Arc::ptr_eq(model, session.model()) && *known == info;
+        let own = |model: &Option<Arc<Model>>| model.as_ref().is_some_and(|model| Arc::ptr_eq(model, session.model()));
+        let same = |(known, model): (&PoolInfo, &Option<Arc<Model>>)| own(model) && *known == info;
         let at = self.infos.iter().zip(&self.models).position(same).unwrap_or_else(|| {
             self.infos.push(info.clone());
-            self.models.push(session.model().clone());
+            self.models.push(Some(session.model().clone()));
+            self.infos.len() - 1
+        });
+        at as u32
+    }
+
+    /// The index of the pool of KV whose model is not open.
+    pub(crate) fn of_stored(&mut self, info: &PoolInfo) -> u32 {
+        let at = self.infos.iter().position(|known| known == info).unwrap_or_else(|| {
+            self.infos.push(info.clone());
+            self.models.push(None);
             self.infos.len() - 1
         });
         at as u32
     }
 
     /// What a manifest notes of the models.
-    pub(crate) fn notes(&self, models: &Models) -> BTreeMap<String, serde_json::Value> {
-        let vocabularies: BTreeMap<&str, Hash> = self.models.iter().map(|m| (m.name(), models.vocabulary(m))).collect();
-        BTreeMap::from([(VOCABULARIES.to_owned(), serde_json::json!(vocabularies))])
+    pub(crate) fn notes(&self, models: &Models, sessions: &Sessions) -> BTreeMap<String, serde_json::Value> {
+        let vocabularies: BTreeMap<&str, Hash> = self.models.iter().flatten().map(|m| (m.name(), models.vocabulary(m))).collect();
+        let mut notes = BTreeMap::from([(VOCABULARIES.to_owned(), serde_json::json!(vocabularies))]);
+        notes.extend(sessions.approximate.then(|| (APPROXIMATE.to_owned(), true.into())));
+        notes
     }
 }
 
@@ -337,6 +368,7 @@ struct Thawing<'a> {
     stored_model: Option<&'a String>,
     own_model: Option<String>,
     open: Sessions,
+    parked: Unfinished,
     shared: HashMap<BlockKey, SharedBlock>,
     restored_tokens: usize,
     recomputed_tokens: usize,
@@ -351,6 +383,7 @@ impl<'a> Thawing<'a> {
             stored_model,
             own_model: own_model.cloned(),
             open: Sessions::default(),
+            parked: Unfinished::default(),
             shared: HashMap::new(),
             restored_tokens: 0,
             recomputed_tokens: 0,
@@ -361,10 +394,19 @@ impl<'a> Thawing<'a> {
     fn sessions(&mut self, host: &mut Host) -> Result<(), Error> {
         let manifest: &Manifest = self.source.manifest();
         let limit = self.options.limits.sessions;
-        if manifest.sessions.len() > limit {
+        self.open.approximate = manifest.notes.get(APPROXIMATE).is_some_and(|note| note == true);
+        if manifest.sessions.iter().filter(|stored| stored.state.is_open()).count() > limit {
             return Err(Error::LimitSessions { limit });
         }
         for (index, stored) in manifest.sessions.iter().enumerate() {
+            if stored.state.handle >= AHEAD_FIRST_HANDLE {
+                self.ahead(host, index)?;
+                continue;
+            }
+            if !stored.state.is_open() {
+                self.open.shelve_stored(self.source, index)?;
+                continue;
+            }
             let info = &manifest.pools[stored.state.pool as usize].info;
             let model = host.model(&self.model_name(info)?)?;
             let sampler = Sampler::from_json(stored.state.sampler.clone())?;
@@ -377,8 +419,27 @@ impl<'a> Thawing<'a> {
                 return Err(unthawable(format!("it has no place for a session of handle {}", stored.state.handle)));
             }
         }
-        let (asked_bytes, limit_bytes) = (self.open.kv_bytes(), self.options.limits.kv_bytes);
+        let limit_bytes = self.options.limits.kv_bytes;
+        while self.open.kv_bytes() > limit_bytes {
+            let Some(dropped) = self.open.drop_oldest() else { break };
+            tracing::warn!("{dropped}: more than {limit_bytes} bytes of KV");
+        }
+        let asked_bytes = self.open.kv_bytes();
         if asked_bytes > limit_bytes { Err(Error::LimitKv { asked_bytes, limit_bytes }) } else { Ok(()) }
+    }
+
+    /// KV of a message that is parked. If its model is another one here it is left out: it is computed again where it is needed.
+    fn ahead(&mut self, host: &Host, index: usize) -> Result<(), Error> {
+        let stored = &self.source.manifest().sessions[index];
+        let info = &self.source.manifest().pools[stored.state.pool as usize].info;
+        let model = self.model_name(info).and_then(|name| host.model(&name));
+        if let Some(model) = model.ok().filter(|model| Hash(model.fingerprint()) == info.fingerprint)
+            && self.parked.ahead.len() < self.options.limits.sessions
+        {
+            let session = self.restore(&model, index, Sampler::from_json(stored.state.sampler.clone())?)?;
+            self.parked.ahead.push(session);
+        }
+        Ok(())
     }
 
     /// The model here that takes the place of a pool's, if the actor may use it.

@@ -1,15 +1,16 @@
 //! Resuming an actor that was parked in the middle of a message, or whose process died: its guest runs again from the state before, with
 //! the answers of the recording, until it stands where it stood, and goes on live.
 
-use crate::actor::Parked;
+use crate::actor::Unfinished;
 use crate::delivery::Delivery;
 use crate::desk::{SharedDesk, lock};
 use crate::host::{Host, no_such};
 use crate::log::{Journals, Log};
 use crate::tape::Recording;
 use crate::{Error, Event, Message, Outcome};
-use driftwood_engine::{Logits, Work};
+use driftwood_engine::{Logits, Session, Work};
 use driftwood_store::Base;
+use std::sync::Arc;
 
 impl Host {
     /// Whether an actor stands in the middle of a message, or has handled messages that its state does not hold yet.
@@ -35,32 +36,40 @@ impl Host {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Vec<Outcome>, Error> {
         let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
-        let Some(Parked { recordings, ahead }) = actor.parked.take() else { return Ok(Vec::new()) };
-        lock(&actor.desk).ahead = ahead;
+        let Some(parked) = actor.parked.take() else { return Ok(Vec::new()) };
+        lock(&actor.desk).ahead = parked.clone();
         let mut outcomes = Vec::new();
-        for at in 0..recordings.len() {
-            let Recording { message, overrides, answers, done } = recordings[at].clone();
-            let last = at + 1 == recordings.len();
-            let park_after_calls = park_after_calls.filter(|_| last);
-            let message = Message { actor: name.to_owned(), bytes: message, settings: overrides, limits: None, park_after_calls };
+        for (at, recording) in parked.recordings.iter().enumerate() {
+            let Recording { message, overrides, answers, .. } = recording.clone();
+            let park_after_calls = park_after_calls.filter(|_| at + 1 == parked.recordings.len());
+            let message = Message { bytes: message, settings: overrides, park_after_calls, ..Message::new(name, "") };
             match self.again(message, answers, on_event) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(error) => {
-                    let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
-                    let ahead = std::mem::take(&mut lock(&actor.desk).ahead);
-                    match actor.parked {
-                        Some(_) => {}
-                        None if done || !is_guests_fault(&error) => {
-                            actor.parked = Some(Parked { recordings: recordings[at..].to_vec(), ahead });
-                        }
-                        None => actor.past.given_up += 1,
-                    }
+                    self.park_again(name, &parked, at, &error);
                     return Err(error);
                 }
             }
         }
-        self.forget_ahead(name);
+        if let Some(actor) = self.actors.get(name) {
+            lock(&actor.desk).ahead = Arc::default();
+        }
         Ok(outcomes)
+    }
+
+    /// Keeps what was recorded from the `at`-th message on, which could not be resumed; or gives it up, if it failed as it would have anyway.
+    fn park_again(&mut self, name: &str, parked: &Unfinished, at: usize, error: &Error) {
+        let Some(actor) = self.actors.get_mut(name) else { return };
+        lock(&actor.desk).ahead = Arc::default();
+        match &actor.parked {
+            Some(_) => {}
+            None if parked.recordings[at].done || !is_guests_fault(error) => {
+                let recordings = parked.recordings[at..].to_vec();
+                let ahead = parked.ahead.iter().map(Session::fork).collect();
+                actor.parked = Some(Arc::new(Unfinished { recordings, ahead }));
+            }
+            None => actor.past.given_up += 1,
+        }
     }
 
     fn again(&mut self, message: Message, answers: Vec<crate::tape::Taped>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, Error> {
@@ -68,12 +77,6 @@ impl Host {
         let _ticking = runtime.ticking();
         let mut results = Delivery::again(message, answers).run(self, &mut |_, event| on_event(event));
         results.pop().expect("one message has one result")
-    }
-
-    fn forget_ahead(&mut self, name: &str) {
-        if let Some(actor) = self.actors.get(name) {
-            lock(&actor.desk).ahead.clear();
-        }
     }
 
     /// Gives up what was recorded of a parked actor: it is as it was before those messages. Once it is saved, nobody finds them again. Answers how many.
@@ -100,7 +103,10 @@ impl Host {
             Some(log) => log.rebase(base),
             none => *none = Some(Log::new(journals.clone(), base)),
         }
-        Ok(())
+        match (&actor.parked, &mut actor.log) {
+            (Some(parked), Some(log)) => log.take_over(&parked.recordings).and_then(|()| log.wait()),
+            _ => Ok(()),
+        }
     }
 
     /// Parks an actor with what a process that died has left of its messages, which goes to the journal of this process.
@@ -109,7 +115,7 @@ impl Host {
         if let Some(log) = actor.log.as_mut().filter(|_| !recordings.is_empty()) {
             log.take_over(&recordings)?;
         }
-        actor.parked = (!recordings.is_empty()).then(|| Parked { recordings, ahead: Vec::new() });
+        actor.parked = (!recordings.is_empty()).then(|| Arc::new(Unfinished { recordings, ahead: Vec::new() }));
         Ok(())
     }
 
@@ -118,7 +124,7 @@ impl Host {
         let mut desk = lock(desk);
         let desk = &mut *desk;
         for entry in desk.sessions.lacking() {
-            entry.adopt(&desk.ahead);
+            entry.adopt(&desk.ahead.ahead);
             let batch = self.batch(&entry.session.model().clone());
             entry.catch_up(|session| Ok(batch.step(&mut [Work::new(session, Logits::None)])?))?;
         }

@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::abi::Refused;
 use crate::desk::Desk;
+use crate::shelf::Former;
 use driftwood_compute::KV_BLOCK_TOKENS;
 use driftwood_engine::{Session, SessionOptions};
 use std::collections::BTreeMap;
@@ -56,7 +57,7 @@ impl Entry {
     }
 
     /// Takes KV that this session lacks from one of the others, if one has it for the same first tokens.
-    pub(crate) fn adopt(&mut self, others: &[Session]) {
+    pub(crate) fn adopt<'a>(&mut self, others: impl IntoIterator<Item = &'a Session>) {
         let tokens = self.session.tokens();
         let alike = |other: &&Session| {
             Arc::ptr_eq(other.model(), self.session.model())
@@ -67,12 +68,13 @@ impl Entry {
             let same = other.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
             same.min(other.evaluated())
         };
-        let best = others.iter().filter(alike).map(|other| (common(other), other)).max_by_key(|(common, _)| *common);
+        let best = others.into_iter().filter(alike).map(|other| (common(other), other)).max_by_key(|(common, _)| *common);
         let Some((common, other)) = best.filter(|(common, _)| *common > self.session.evaluated()) else { return };
         let mut adopted = other.fork();
         if adopted.truncate(common).and_then(|()| adopted.append(&tokens[common..])).is_ok() {
             adopted.set_sampler(self.session.sampler().clone());
             self.session = adopted;
+            self.fresh = self.fresh.min(self.session.tokens().len() - self.session.evaluated());
         }
     }
 }
@@ -90,6 +92,12 @@ impl Clone for Entry {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sessions {
     open: Arc<BTreeMap<i32, Entry>>,
+    /// KV that is kept for models that the actor left, the oldest first.
+    pub(crate) former: Vec<Former>,
+    /// The model that the last swap left.
+    pub(crate) left: Option<String>,
+    /// Whether KV of another model was ever used as a model's own.
+    pub(crate) approximate: bool,
 }
 
 impl Sessions {
@@ -137,18 +145,19 @@ impl Sessions {
         }
     }
 
-    pub(crate) fn close(&mut self, handle: i32) -> Result<(), Refused> {
-        self.open_mut().remove(&handle).map(drop).ok_or(Refused::NoSuchSession)
+    pub(crate) fn close(&mut self, handle: i32) -> Result<Session, Refused> {
+        self.open_mut().remove(&handle).map(|e| e.session).ok_or(Refused::NoSuchSession)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Session)> {
         self.open.iter().map(|(&handle, e)| (handle as u32, &e.session))
     }
 
-    /// Bytes of KV once every token is evaluated. Shared blocks count for every session: what others hold does not matter.
+    /// Bytes of KV once every token is evaluated, with those on the shelf. Shared blocks count for every session: what others hold does not
+    /// matter.
     pub(crate) fn kv_bytes(&self) -> usize {
         let bytes = |s: &Session| s.tokens().len().div_ceil(KV_BLOCK_TOKENS) * s.kv_layout().block_bytes();
-        self.open.values().map(|e| bytes(&e.session)).sum()
+        self.open.values().map(|e| bytes(&e.session)).sum::<usize>() + self.kept_bytes()
     }
 
     /// Tokens whose KV need not be computed.
@@ -164,6 +173,7 @@ impl Desk {
     /// If the model cannot be opened again.
     pub(crate) fn renew_lost_sessions(&mut self) -> Result<(), Error> {
         let lost = |entry: &Entry| entry.session.model().is_lost();
+        self.sessions.forget_lost();
         if !self.sessions.open.values().any(lost) {
             return Ok(());
         }
@@ -203,8 +213,9 @@ impl Desk {
         })
     }
 
-    /// Whether the sessions' KV stays within the actor's limit.
+    /// Whether the sessions' KV stays within the actor's limit; what is kept for other models gives way.
     pub(crate) fn check_kv(&mut self) -> Result<(), Refused> {
+        self.fit_shelf();
         let limit_bytes = self.turn().limits.kv_bytes;
         let asked_bytes = self.sessions.kv_bytes();
         if asked_bytes <= limit_bytes {

@@ -49,6 +49,14 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// What was recorded of messages since that state.
+    pub(crate) fn journal(&self) -> &[u8] {
+        match self {
+            Source::File(file) => file.journal().map_or(&[], |view| view.bytes()),
+            Source::Head { .. } => &[], // in the folder of journals
+        }
+    }
+
     /// The guest's module, verified.
     pub(crate) fn module(&self) -> Result<Arc<[u8]>, Error> {
         match self {
@@ -177,5 +185,5 @@ fn empty_image(guest: &snapshot::Guest, compiled: &Compiled, limits: &Limits) ->
         return Err(unthawable("its globals are not those of its module"));
     }
     let globals = guest.state.globals.iter().map(|g| g.bits).collect();
-    Ok(Image { memory_bytes, pages: Vec::new(), bytes: Vec::new(), globals })
+    Ok(Image::new(memory_bytes, globals))
 }

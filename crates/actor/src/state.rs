@@ -8,7 +8,7 @@
 
 use crate::history::{self, Moment};
 use crate::limits::NAME_BYTES_MAX;
-use crate::log::{Journals, Log};
+use crate::log::{Journals, Log, pack, records_of};
 use crate::{Error, FreezeReport, Host, IdentityRule, Message, ThawOptions, ThawReport};
 use driftwood_snapshot::{self as snapshot, Existing, Manifest, Snapshot};
 use driftwood_store::{Base, Chunks, Durability, Error as StoreError, Flawed, Head, JournalFiles, Swept, sweep_journals};
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-const HEAD_FILE: &str = "head";
+pub(crate) const HEAD_FILE: &str = "head";
 const ACTOR_FILE: &str = "actor.safetensors";
 const IMPORTED_FILE: &str = "imported.safetensors";
 const LOCK_FILE: &str = "lock";
@@ -102,6 +102,11 @@ impl StateFolder {
     /// The chunks of all actors.
     pub fn chunks(&self) -> &Arc<Chunks> {
         &self.chunks
+    }
+
+    /// The folder with a folder for each actor.
+    pub(crate) fn actors(&self) -> &Path {
+        &self.actors
     }
 
     /// The heads of all actors: what a collection of garbage goes by.
@@ -250,6 +255,11 @@ impl StateFolder {
         self.hold(name)?.remove()
     }
 
+    /// Whether an actor rests under a name.
+    pub(crate) fn at_rest(&self, name: &str) -> bool {
+        at_rest(&self.actors.join(name)).is_some()
+    }
+
     fn check_exists(&self, name: &str) -> Result<(Form, PathBuf), Error> {
         valid_name(name)?;
         at_rest(&self.actors.join(name)).ok_or_else(|| Error::NoSuchActor { name: name.to_owned() })
@@ -304,17 +314,22 @@ impl ActorFolder {
     }
 
     /// Thaws the actor into a host under its own name. It is the same actor, unless it was imported and never saved here: then it is a new
-    /// one, whatever `options.identity` says.
+    /// one, whatever `options.identity` says. From here on its messages are recorded; with other settings or another model it is saved first.
     ///
     /// # Errors
-    /// As [`Host::thaw`].
+    /// As [`Host::thaw`], or [`Error::Parked`] if it is to be another one in the middle of a message.
     pub fn thaw_into(&self, host: &mut Host, mut options: ThawOptions) -> Result<ThawReport, Error> {
         let (form, path) = self.at_rest().ok_or_else(|| Error::NoSuchActor { name: self.name.clone() })?;
         options.identity = if form == Form::Imported { IdentityRule::Mint } else { IdentityRule::Keep };
         match form {
             Form::Head => {
+                let changes = options.model.is_some() || !options.settings.is_empty();
+                if changes && self.is_cut_off()? {
+                    return Err(Error::Parked { name: self.name.clone() }); // it would not be the message that was recorded
+                }
                 let report = host.thaw_head(&path, &self.chunks, &self.name, options)?;
-                self.log_in(host).inspect_err(|_| drop(host.remove(&self.name)))?;
+                let logged = if changes { self.save(host).map(drop) } else { self.log_in(host) };
+                logged.inspect_err(|_| drop(host.remove(&self.name)))?;
                 Ok(report)
             }
             Form::File | Form::Imported => host.thaw(&path, &self.name, options),
@@ -403,12 +418,12 @@ impl ActorFolder {
         let tokens = |head: &Head| head.sessions.iter().map(|session| u64::from(session.tokens)).sum();
         let report = Rewound { turn, dropped_turns: present.turn() - former.turn(), tokens: (tokens(&present), tokens(&former)) };
         if report.dropped_turns > 0 {
-            Head { identity: present.identity, ..former }.publish(&path)?;
+            Head { identity: present.identity, given_up: present.given_up + 1, ..former }.publish(&path)?;
         }
         Ok(report)
     }
 
-    /// Writes the actor as one portable file, every byte verified. No model is needed for it, and no code of the guest runs.
+    /// Writes the actor as one portable file, every byte verified, also one whose process died in the middle of a message. No model is needed for it, and no code of the guest runs.
     ///
     /// # Errors
     /// If what rests here is damaged, or the file exists or cannot be written.
@@ -417,7 +432,8 @@ impl ActorFolder {
         if form != Form::Head {
             return Ok(snapshot::import(&at_rest, path, existing)?);
         }
-        Head::read(&at_rest)?.export(&self.chunks, path, existing)?;
+        let journal = pack(&records_of(&self.journals.left(&self.base()?)?));
+        Head::read(&at_rest)?.export(&self.chunks, path, existing, &journal)?;
         Ok(Snapshot::open(path)?)
     }
 
@@ -453,9 +469,10 @@ enum Form {
     Imported,
 }
 
-/// Where the actor of a folder rests: in its head, else in a file of the first version, else in an import.
+/// Where the actor of a folder rests: in an import, else in a file of the first version, else in its head. The others are there only
+/// until the head holds all that they do.
 fn at_rest(folder: &Path) -> Option<(Form, PathBuf)> {
-    let forms = [(Form::Head, HEAD_FILE), (Form::File, ACTOR_FILE), (Form::Imported, IMPORTED_FILE)];
+    let forms = [(Form::Imported, IMPORTED_FILE), (Form::File, ACTOR_FILE), (Form::Head, HEAD_FILE)];
     forms.map(|(form, file)| (form, folder.join(file))).into_iter().find(|(_, path)| path.is_file())
 }
 
@@ -498,7 +515,7 @@ fn make_folder(path: &Path) -> Result<(), Error> {
     })
 }
 
-fn system(operation: &'static str, path: &Path, source: std::io::Error) -> Error {
+pub(crate) fn system(operation: &'static str, path: &Path, source: std::io::Error) -> Error {
     Error::System { operation, path: path.to_owned(), source }
 }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{SMOLLM2, bare_host, guest, model_host, send, settings, spawn, tight};
+use common::{GEMMA3, SMOLLM2, bare_host, guest, model_host, send, settings, spawn, tight};
 use driftwood_actor::{Error, Event, Exactness, Existing, Host, Limits, Message, Outcome, StateFolder, ThawOptions};
 use std::time::Duration;
 
@@ -167,4 +167,70 @@ fn judge_and_matmul_run() {
         let outcome = send(&mut host, &name.replace('_', "-"), text).unwrap();
         assert!(!outcome.reply.is_empty(), "{name}");
     }
+}
+
+/// The hashes of the full blocks of KV of the open session.
+fn block_hashes(host: &mut Host, name: &str) -> Vec<driftwood_snapshot::Hash> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("f");
+    host.freeze(name, &file, Existing::Refuse).unwrap();
+    let manifest = driftwood_snapshot::inspect(&file).unwrap().manifest;
+    let open = manifest.sessions.iter().find(|s| s.state.handle == 1).unwrap();
+    open.blocks.iter().map(|&block| manifest.pools[open.state.pool as usize].block_hashes[block as usize]).collect()
+}
+
+#[test]
+fn a_conversation_changes_its_model_and_comes_back() {
+    let mut host = chatting("a");
+    let story: String = (1..=14)
+        .map(|day| format!("On day {day} the tide left a grey piece of driftwood on the beach, and a child carried it home. "))
+        .collect();
+    talk(&mut host, "a", &format!("My name is Ada. {story} Say hello."));
+    talk(&mut host, "a", TURNS[1]);
+    let (before, identity) = (host.info("a").unwrap(), host.info("a").unwrap().identity);
+    let (evaluated, hashes) = (before.sessions[0].evaluated, block_hashes(&mut host, "a"));
+    assert!(evaluated > 400, "{evaluated}");
+
+    let left = host.swap_model("a", GEMMA3, false, &mut |_| {}).unwrap();
+    assert_eq!((left.told, left.restored_tokens), (true, 0));
+    assert!(left.recomputed_tokens > 300, "the whole transcript: {left:?}");
+    let there = talk(&mut host, "a", TURNS[2]);
+    assert!(there.prefilled_tokens < 40, "the transcript is read already: {there:?}");
+    assert_eq!(host.info("a").unwrap().sessions[0].model, GEMMA3);
+
+    // Kept, and woken by another host.
+    let root = tempfile::tempdir().unwrap();
+    let state = StateFolder::open(root.path()).unwrap();
+    let folder = state.create("a").unwrap();
+    folder.save(&mut host).unwrap();
+    let mut other = model_host(2);
+    folder.thaw_into(&mut other, ThawOptions { limits: roomy(), ..ThawOptions::default() }).unwrap();
+    for host in [&mut host, &mut other] {
+        let back = host.swap_model("a", SMOLLM2, false, &mut |_| {}).unwrap();
+        assert_eq!(back.restored_tokens, evaluated, "{back:?}");
+        assert!(back.recomputed_tokens < 80, "one turn: {back:?}");
+        assert_eq!(block_hashes(host, "a")[..hashes.len()], hashes, "the earlier context has the same bytes");
+        let info = host.info("a").unwrap();
+        assert_eq!((&info.identity, info.messages_handled), (&identity, 3));
+    }
+    same(&talk(&mut host, "a", TURNS[0]), &talk(&mut other, "a", TURNS[0]));
+}
+
+#[test]
+fn chat_finds_out_by_itself_and_refuses_what_does_not_fit() {
+    let mut host = model_host(2);
+    let limits = Limits { tokens: 1 << 16, ..roomy() };
+    let settings = [("model", GEMMA3), ("max_tokens", "8"), ("temperature", "0"), ("context_max", "16384")];
+    spawn(&mut host, "a", guest("chat.wasm"), limits, &settings).unwrap();
+    talk(&mut host, "a", TURNS[0]);
+    let before = host.state_hash("a").unwrap();
+    let error = host.swap_model("a", SMOLLM2, false, &mut |_| {}).unwrap_err();
+    assert_eq!(error.kind(), "guest_failed", "its context is shorter than the setting: {error}");
+    assert_eq!((host.state_hash("a").unwrap(), host.info("a").unwrap().settings["model"].as_str()), (before, GEMMA3));
+
+    host.set_setting("a", "context_max", "2048").unwrap();
+    host.set_setting("a", "model", SMOLLM2).unwrap();
+    talk(&mut host, "a", TURNS[1]);
+    let info = host.info("a").unwrap();
+    assert_eq!((info.sessions.len(), info.sessions[0].model.as_str(), info.kept.len()), (1, SMOLLM2, 1));
 }

@@ -85,6 +85,35 @@ fn forks_share_history_and_add_their_own() {
     assert_eq!(reply(&mut host, "kept", "m"), "1 1 m");
 }
 
+/// Forks that were kept before they were told anything follow one head, which is stored once.
+#[test]
+fn forks_that_were_kept_follow_one_head() {
+    let root = tempfile::tempdir().unwrap();
+    let state = kept(root.path(), &["one"]);
+    let (mut host, _held) = woken(&state, "a");
+    let names = ["b", "c", "d"];
+    for name in names {
+        host.fork("a", name).unwrap();
+        state.create(name).unwrap().save(&mut host).unwrap();
+    }
+    let former_heads = || state.chunks().stats(&state.heads().unwrap()).unwrap().former_heads;
+    assert_eq!(former_heads(), 1, "the head of the spawn");
+    for name in names {
+        reply(&mut host, name, name);
+        state.hold(name).unwrap().save(&mut host).unwrap();
+        assert_eq!(messages(&state.history(name).unwrap()), [vec![], vec!["one"], vec![name]]);
+    }
+    assert_eq!(former_heads(), 2);
+    host.set_setting("b", "k", "v").unwrap();
+    state.hold("b").unwrap().save(&mut host).unwrap();
+    reply(&mut host, "b", "more");
+    state.hold("b").unwrap().save(&mut host).unwrap();
+    let held = state.hold("b").unwrap();
+    held.rewind(2).unwrap();
+    let settings = state.inspect("b").unwrap().manifest.guest.unwrap().state.settings;
+    assert_eq!(settings["k"], "v", "a changed setting belongs to the moment after the last message");
+}
+
 #[test]
 fn a_rewound_actor_goes_on_as_if_nothing_had_come_after() {
     let root = tempfile::tempdir().unwrap();

@@ -1,10 +1,11 @@
-//! Any life gives the state of an undisturbed one: messages, failures, freezes, thaws, saves and forks in random order, on a tiny model.
+//! Any life gives the state of an undisturbed one: messages, messages that are cut in the middle, failures, freezes, thaws, saves, forks, rewinds, changes
+//! of the model and deaths of its process in random order, on a tiny model.
 
 mod common;
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use driftwood_actor::{Existing, Host, Message, StateFolder, ThawOptions};
+use driftwood_actor::{Error, Existing, Host, Message, StateFolder, ThawOptions};
 use proptest::prelude::*;
 use tiny::{CONTEXT, Script, VOCABULARY, host, limits, spawn_caller};
 
@@ -18,6 +19,8 @@ const RANDOM_AT: u32 = LOGITS_AT + 8192;
 enum Event {
     /// Handled by both actors: their answers must be equal.
     Talk(Talk),
+    /// The same, but the one actor's message is cut in so many calls, and then goes on in one way or another.
+    Cut(Talk, u64, GoOn),
     /// The others happen to one actor alone.
     Fail,
     FreezeAndThaw,
@@ -26,6 +29,20 @@ enum Event {
     /// or one that a new host thaws from there.
     Sleep,
     Fork,
+    /// The process dies; what it had handled since it saved is in its journal.
+    Die,
+    /// It is saved, handles a message, is saved again, and taken back.
+    Rewind(Talk),
+    /// Its model is changed, which a guest with open sessions refuses.
+    Swap,
+}
+
+/// What happens to an actor that is parked in the middle of a message.
+#[derive(Clone, Copy, Debug)]
+enum GoOn {
+    Here,
+    Frozen,
+    AfterDeath,
 }
 
 #[derive(Clone, Debug)]
@@ -51,7 +68,14 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         2 => Just(Talk::ReadTokens),
         1 => Just(Talk::Random),
     ];
+    let go_on = prop_oneof![Just(GoOn::Here), Just(GoOn::Frozen), Just(GoOn::AfterDeath)];
+    let cut = (talk.clone(), 1u64..30, go_on).prop_map(|(talk, calls, go_on)| Event::Cut(talk, calls, go_on));
+    let rewind = talk.clone().prop_map(Event::Rewind);
     let event = prop_oneof![
+        3 => cut,
+        1 => rewind,
+        1 => Just(Event::Swap),
+        2 => Just(Event::Die),
         6 => talk.prop_map(Event::Talk),
         1 => Just(Event::Fail),
         1 => Just(Event::FreezeAndThaw),
@@ -116,6 +140,70 @@ impl Wanderer {
         assert!(state.chunks().check(&state.heads().unwrap()).is_empty());
     }
 
+    /// From the state folder, in a new host, as the process after one that died; what was left is resumed. Answers the last reply.
+    fn rise(&mut self) -> Option<Vec<u8>> {
+        self.host = host(1); // drops the journal's streams: what is not kept is left
+        let state = StateFolder::open(self.root.path()).unwrap();
+        let held = state.hold(&self.name).unwrap();
+        let options = ThawOptions { limits: limits(), ..ThawOptions::default() };
+        held.thaw_into(&mut self.host, options).unwrap();
+        let outcomes = self.host.resume(&self.name, None, &mut |_| {}).unwrap();
+        outcomes.last().map(|outcome| outcome.reply.clone())
+    }
+
+    /// Is killed, if there is a head to go on from.
+    fn die(&mut self) {
+        if !self.is_kept() {
+            self.save();
+        }
+        let before = self.host.state_hash(&self.name).unwrap();
+        self.rise();
+        assert_eq!(self.host.state_hash(&self.name).unwrap(), before);
+    }
+
+    fn is_kept(&self) -> bool {
+        StateFolder::open(self.root.path()).unwrap().hold(&self.name).is_ok()
+    }
+
+    /// Handles a message that is cut in so many calls, and goes on.
+    fn cut(&mut self, talk: &Talk, calls: u64, go_on: GoOn) -> Vec<u8> {
+        if matches!(go_on, GoOn::AfterDeath) && !self.is_kept() {
+            self.save();
+        }
+        let before = self.host.state_hash(&self.name).unwrap();
+        let message = Message { park_after_calls: Some(calls), ..Message::new(self.name.clone(), script(talk).message()) };
+        match self.host.send(message, &mut |_| {}) {
+            Ok(outcome) => return outcome.reply,
+            Err(Error::Parked { .. }) => assert_eq!(self.host.state_hash(&self.name).unwrap(), before),
+            Err(other) => panic!("{other}"),
+        }
+        match go_on {
+            GoOn::Here => {}
+            GoOn::Frozen => self.freeze_and_thaw(),
+            GoOn::AfterDeath => return self.rise().unwrap(),
+        }
+        self.host.resume(&self.name, None, &mut |_| {}).unwrap().pop().unwrap().reply
+    }
+
+    fn rewind(&mut self, talk: &Talk) {
+        self.save();
+        let before = self.host.state_hash(&self.name).unwrap();
+        let turn = self.host.info(&self.name).unwrap().messages_handled;
+        script(talk).run(&mut self.host, &self.name).unwrap();
+        self.save();
+        self.host = host(1);
+        let state = StateFolder::open(self.root.path()).unwrap();
+        assert_eq!(state.hold(&self.name).unwrap().rewind(turn).unwrap().dropped_turns, 1);
+        assert!(self.rise().is_none());
+        assert_eq!(self.host.state_hash(&self.name).unwrap(), before);
+    }
+
+    fn swap(&mut self) {
+        let before = self.host.state_hash(&self.name).unwrap();
+        assert!(self.host.swap_model(&self.name, "other", false, &mut |_| {}).is_err());
+        assert_eq!(self.host.state_hash(&self.name).unwrap(), before);
+    }
+
     fn fork(&mut self) {
         self.moves += 1;
         let name = format!("forked{}", self.moves);
@@ -155,6 +243,14 @@ proptest! {
                     let expected = script(talk).run(&mut undisturbed, "a").unwrap();
                     prop_assert_eq!(script(talk).run(&mut wanderer.host, &wanderer.name).unwrap(), expected);
                 }
+                Event::Cut(talk, calls, go_on) => {
+                    let expected = script(talk).run(&mut undisturbed, "a").unwrap();
+                    let reply = wanderer.cut(talk, *calls, *go_on);
+                    prop_assert_eq!(script(talk).answers(&reply), expected);
+                }
+                Event::Die => wanderer.die(),
+                Event::Rewind(talk) => wanderer.rewind(talk),
+                Event::Swap => wanderer.swap(),
                 Event::Fail => wanderer.fail(),
                 Event::FreezeAndThaw => wanderer.freeze_and_thaw(),
                 Event::Save => wanderer.save(),

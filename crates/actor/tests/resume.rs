@@ -3,7 +3,7 @@
 mod common;
 
 use common::{SMOLLM2, guest, model_host, send, spawn};
-use driftwood_actor::{Error, Hash, Host, Limits, Message, Outcome, StateFolder, ThawOptions};
+use driftwood_actor::{Error, Existing, Hash, Host, Limits, Message, Outcome, StateFolder, ThawOptions};
 use std::time::Duration;
 
 const QUESTION: &str = "Name three colours.";
@@ -207,4 +207,73 @@ fn a_full_journal_is_told_to_the_guest() {
     let error = host.send(message, &mut |_| {}).unwrap_err();
     assert_eq!(error.kind(), "limit_journal", "{error}");
     assert!(!host.is_parked("a").unwrap());
+}
+
+/// A parked actor is frozen into a file where it stands; whoever thaws the file, here or elsewhere, lets it go on.
+#[test]
+fn a_parked_actor_is_one_file() {
+    let mut host = model_host(2);
+    talked(&mut host, "chat.wasm", &CHAT);
+    host.fork("a", "whole").unwrap();
+    let whole = send(&mut host, "whole", QUESTION).unwrap();
+    let state = host.state_hash("whole").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for calls in [2, 20, 31] {
+        host.fork("a", "cut").unwrap();
+        let message = Message { park_after_calls: Some(calls), ..Message::new("cut", QUESTION) };
+        assert!(matches!(host.send(message, &mut |_| {}), Err(Error::Parked { .. })));
+        let file = folder.path().join(format!("{calls}.safetensors"));
+        host.freeze("cut", &file, Existing::Refuse).unwrap();
+        host.remove("cut").unwrap();
+        let options = || ThawOptions { limits: roomy(), ..ThawOptions::default() };
+        // Straight from the file, in another host.
+        let mut other = model_host(1);
+        other.thaw(&file, "b", options()).unwrap();
+        assert!(other.is_parked("b").unwrap());
+        let outcome = other.resume("b", None, &mut |_| {}).unwrap().pop().unwrap();
+        assert_eq!((told(&outcome), other.state_hash("b").unwrap()), (told(&whole), state), "{calls}");
+        // Through a state folder, in a process that dies before it has resumed it; then through that one's export.
+        let state_folder = tempfile::tempdir().unwrap();
+        {
+            let mut dies = model_host(1);
+            let held = StateFolder::open(state_folder.path()).unwrap().import(&file, "c").unwrap();
+            held.thaw_into(&mut dies, options()).unwrap();
+            held.save(&mut dies).unwrap();
+        }
+        let exported = folder.path().join(format!("{calls}-again.safetensors"));
+        let held = StateFolder::open(state_folder.path()).unwrap().hold("c").unwrap();
+        assert!(held.is_cut_off().unwrap());
+        held.export(&exported, Existing::Refuse).unwrap();
+        for thawed in [true, false] {
+            let mut host = model_host(2);
+            match thawed {
+                true => drop(host.thaw(&exported, "c", options()).unwrap()),
+                false => drop(held.thaw_into(&mut host, options()).unwrap()),
+            }
+            let outcome = host.resume("c", None, &mut |_| {}).unwrap().pop().unwrap();
+            assert_eq!((told(&outcome), host.state_hash("c").unwrap()), (told(&whole), state), "{calls}");
+        }
+    }
+}
+
+#[test]
+fn a_replay_that_departs_is_told_and_loses_nothing() {
+    let mut host = model_host(2);
+    talked(&mut host, "judge.wasm", &JUDGE);
+    let message = Message { park_after_calls: Some(12), ..Message::new("a", QUESTION) };
+    assert!(matches!(host.send(message, &mut |_| {}), Err(Error::Parked { .. })));
+    let before = host.state_hash("a").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.safetensors");
+    host.freeze("a", &file, Existing::Refuse).unwrap();
+    // In exact arithmetic logits have other bits.
+    let mut exact = common::exact_host();
+    exact.thaw(&file, "a", ThawOptions { limits: roomy(), ..ThawOptions::default() }).unwrap();
+    for _ in 0..2 {
+        assert_eq!(exact.resume("a", None, &mut |_| {}).unwrap_err().kind(), "other_logits");
+        assert!(exact.is_parked("a").unwrap(), "it can be resumed elsewhere");
+        assert_eq!(exact.state_hash("a").unwrap(), before);
+    }
+    assert_eq!(exact.discard("a").unwrap(), 1);
+    send(&mut exact, "a", QUESTION).unwrap();
 }

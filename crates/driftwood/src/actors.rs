@@ -6,8 +6,7 @@ use crate::models::ModelsFolder;
 use crate::{catalogue, guests, output, paths};
 use anyhow::{Context, Result};
 use driftwood_actor::{
-    ActorFolder, Durability, Event, Exactness, Host, HostOptions, Limits, LogLevel, Message, Outcome, SpawnSpec, StateFolder, ThawOptions,
-    ThawReport,
+    ActorFolder, Event, Exactness, Host, HostOptions, Limits, LogLevel, Message, Outcome, SpawnSpec, StateFolder, ThawOptions, ThawReport,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -56,16 +55,14 @@ impl Stage {
     /// As [`Stage::wake`], or if the message cannot be recorded.
     pub fn wake_for(&mut self, message: Option<&Message>, name: &str, options: ThawOptions) -> Result<(ActorFolder, ThawReport)> {
         let folder = self.state.hold(name)?;
-        if let Some(message) = message.filter(|_| folder.is_kept())
-            && !folder.is_cut_off()?
-        {
-            folder.accept(message)?;
-        }
-        let report = self.thaw(&folder, options)?;
-        if self.host.is_parked(name)? {
+        if folder.is_cut_off()? {
+            self.thaw(&folder, ThawOptions { limits: options.limits.clone(), models: options.models.clone(), ..ThawOptions::default() })?;
             output::remark(&format!("finishing what `{name}` was in the middle of; `driftwood log {name}` shows it"));
             self.resume(&folder, true)?;
+            self.host.remove(name)?;
         }
+        message.filter(|_| folder.is_kept()).map_or(Ok(()), |message| folder.accept(message))?;
+        let report = self.thaw(&folder, options)?;
         Ok((folder, report))
     }
 
@@ -135,11 +132,8 @@ impl Stage {
 /// # Errors
 /// If it cannot be made.
 pub fn open_state(globals: &Globals) -> Result<StateFolder> {
-    let durability = match globals.durability {
-        crate::cli::Durability::Disk => Durability::Disk,
-        crate::cli::Durability::Process => Durability::Process,
-    };
-    Ok(StateFolder::open(&paths::state_folder(globals.state.as_deref())?)?.with_durability(durability))
+    let state = StateFolder::open(&paths::state_folder(globals.state.as_deref())?)?;
+    Ok(state.with_durability(globals.durability.into()))
 }
 
 /// A host on the device that the flags say.
@@ -203,10 +197,16 @@ fn tell<T>(silent: bool, work: impl FnOnce(&mut dyn FnMut(Event<'_>)) -> Result<
     let mut closed = None;
     let done = work(&mut |event| match event {
         Event::Reply(bytes) if !silent && closed.is_none() => closed = output::stream(bytes).err(),
-        Event::Reply(_) => {}
-        Event::Log { level, text } => log(level, text),
+        event => heard(event),
     })?;
     closed.map_or(Ok(done), Err)
+}
+
+/// Passes on what a guest logs; its reply is nobody's here.
+pub fn heard(event: Event<'_>) {
+    if let Event::Log { level, text } = event {
+        log(level, text);
+    }
 }
 
 fn log(level: LogLevel, text: &str) {

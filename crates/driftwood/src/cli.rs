@@ -65,6 +65,15 @@ pub enum Durability {
     Process,
 }
 
+impl From<Durability> for driftwood_actor::Durability {
+    fn from(durability: Durability) -> Self {
+        match durability {
+            Durability::Disk => Self::Disk,
+            Durability::Process => Self::Process,
+        }
+    }
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {

@@ -5,11 +5,13 @@
 //! A [`View`] is a read-only window on a mapped file with a [`DType`] and a [`Shape`]: weights and snapshots are views.
 //! A [`Pool`] cuts a region into equal [`Slot`]s, each owned by exactly one holder: KV blocks are slots.
 //!
-//! This crate knows no GPU, no model and no Wasm. Layout: `page.rs` asks the system for its page size, `region.rs` maps,
+//! This crate knows no GPU, no model and no Wasm. Layout: `page.rs` asks the system for its page size, `region.rs` maps, `original.rs` is what regions can be
+//! private copies of,
 //! `dtype.rs` says how elements are stored, `view.rs` and `pool.rs` hand out windows. All `unsafe` for memory lives here.
 
 mod dtype;
 mod error;
+mod original;
 mod page;
 mod pool;
 mod region;
@@ -17,6 +19,7 @@ mod view;
 
 pub use dtype::DType;
 pub use error::Error;
+pub use original::Original;
 pub use page::{page_bytes, round_up_to_page};
 pub use pool::{Pool, Slot};
 pub use region::{Backing, Region};

@@ -1,9 +1,9 @@
 //! Reserve once, open from the front, never move.
 //!
 //! Three backings: anonymous memory (linear memory, KV), a memory file (the same bytes by file descriptor), and a
-//! read-only mapping of a file (weights, snapshots). A region unmaps itself when its last owner drops it.
+//! read-only mapping of a file (weights, snapshots). Anonymous memory can begin as a private copy of an [`Original`]. A region unmaps itself when its last owner drops it.
 
-use crate::{Error, page_bytes, round_up_to_page};
+use crate::{Error, Original, page_bytes, round_up_to_page};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -153,6 +153,38 @@ impl Region {
         Ok(())
     }
 
+    /// Replaces the first bytes of the open prefix by a private copy of `original`, without copying: pages are the original's until they are
+    /// written, and the region's own from then on. The base stays, and what lies beyond the open prefix stays inaccessible.
+    ///
+    /// # Errors
+    /// If the original is longer than the open prefix, the region is a mapped file, or the system refuses. What the range holds is then not
+    /// known, it may even be inaccessible: drop the region.
+    ///
+    /// # Safety
+    /// - Nobody else touches those bytes during the call, and no reference to them outlives it: it is as if all of them were written.
+    /// - No device has imported the range: it would keep the pages that were there before.
+    pub unsafe fn map_copy(&self, original: &Original) -> Result<(), Error> {
+        if self.backing != Backing::Anonymous {
+            return Err(Error::Unsupported { operation: "map a copy", why: "only anonymous memory takes one" });
+        }
+        let open_bytes = self.open_bytes.lock().expect("no holder panics");
+        let len_bytes = original.len_bytes();
+        if len_bytes > *open_bytes {
+            return Err(Error::BeyondReservation { asked_bytes: len_bytes, reserved_bytes: *open_bytes });
+        }
+        if len_bytes == 0 {
+            return Ok(());
+        }
+        let (rights, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED | NO_RESERVE);
+        let base = self.base.as_ptr().cast();
+        // SAFETY: the range is the beginning of our own mapping, whole pages of its open prefix, and by contract nobody looks at it; the
+        // file is as long, and sealed against changes.
+        unsafe { rustix::mm::mmap(base, len_bytes, rights, flags, original.file(), 0) }
+            .map_err(|e| Error::system("map a copy of", len_bytes, e))?;
+        keep_out_of_forks(base, len_bytes);
+        Ok(())
+    }
+
     /// The first byte. It never moves while the region lives.
     pub fn base(&self) -> NonNull<u8> {
         self.base
@@ -189,11 +221,14 @@ fn checked_pages(bytes: usize) -> Result<usize, Error> {
         .ok_or(Error::BeyondReservation { asked_bytes: bytes, reserved_bytes: isize::MAX as usize })
 }
 
+/// Memory is accounted for when it is touched, where the system knows such a thing.
+#[cfg(target_os = "linux")]
+const NO_RESERVE: MapFlags = MapFlags::NORESERVE;
+#[cfg(not(target_os = "linux"))]
+const NO_RESERVE: MapFlags = MapFlags::empty();
+
 fn reserve_flags() -> MapFlags {
-    #[cfg(target_os = "linux")]
-    return MapFlags::PRIVATE | MapFlags::NORESERVE;
-    #[cfg(not(target_os = "linux"))]
-    return MapFlags::PRIVATE;
+    MapFlags::PRIVATE | NO_RESERVE
 }
 
 /// A `fork()` would turn pages that a GPU has pinned into copy-on-write ones.
@@ -251,6 +286,41 @@ mod tests {
             assert_eq!(unsafe { base.as_ptr().add(page).read() }, 7);
             assert!(matches!(region.commit(64 * page + 1), Err(Error::BeyondReservation { .. })));
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn copies_share_what_they_do_not_write() {
+        let page = page_bytes();
+        let bytes = vec![7; page];
+        let original = Original::new(4 * page, [(page, &bytes[..])].into_iter()).unwrap();
+        let regions = [(); 2].map(|()| Region::reserve_with_guard(16 * page, page).unwrap());
+        // SAFETY: nobody else knows these regions, and no device has them.
+        let copy = |region: &Region| unsafe { region.map_copy(&original) };
+        // SAFETY: as above; the offset lies in the open prefix.
+        let at = |region: &Region, offset: usize| unsafe { region.base().as_ptr().add(offset) };
+        for region in &regions {
+            region.commit(3 * page).unwrap();
+            assert!(matches!(copy(region), Err(Error::BeyondReservation { .. })), "it is longer than what is open");
+            region.commit(6 * page).unwrap();
+            let base = region.base();
+            copy(region).unwrap();
+            assert_eq!(region.base(), base);
+            assert!(readable(region, 6 * page - 1) && !readable(region, 6 * page), "the tail stays inaccessible");
+            region.commit(8 * page).unwrap();
+            assert!(readable(region, 8 * page - 1) && !readable(region, 8 * page));
+        }
+        // SAFETY: these bytes are open, and nobody else knows them.
+        unsafe {
+            at(&regions[0], page).write(1);
+            at(&regions[0], 2 * page).write(2);
+            at(&regions[0], 5 * page).write(3);
+            let read = |region: &Region| [0, page, page + 1, 2 * page, 5 * page].map(|offset| at(region, offset).read());
+            assert_eq!((read(&regions[0]), read(&regions[1])), ([0, 1, 7, 2, 3], [0, 7, 7, 0, 0]));
+        }
+        let file = Region::memory_file(8 * page).unwrap();
+        file.commit(8 * page).unwrap();
+        assert!(copy(&file).is_err(), "a memory file is not replaced");
     }
 
     #[test]

@@ -42,6 +42,7 @@ fn contents<'a>(kv: &'a [Vec<u8>], memory: &'a [u8], module: &'a [u8], tokens: &
         guest: Some(GuestContents { state: GuestState::default(), module, memory }),
         pools: vec![pool],
         sessions: vec![session],
+        journal: &[],
         notes: BTreeMap::new(),
     }
 }

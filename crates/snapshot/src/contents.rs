@@ -1,7 +1,7 @@
 //! What a caller hands to the writer, and the plan of the file that is made of it: slices are borrowed, none is copied.
 
 use crate::header::{DATA_ALIGN_BYTES, Header, PADDING_PREFIX, Tensor};
-use crate::layout::{INDEX_TENSOR, MODULE_TENSOR, PAGES_TENSOR, TENSOR_ALIGN_BYTES, blocks_shape, tail_shape};
+use crate::layout::{INDEX_TENSOR, JOURNAL_TENSOR, MODULE_TENSOR, PAGES_TENSOR, TENSOR_ALIGN_BYTES, blocks_shape, tail_shape};
 use crate::limits::MODULE_BYTES_MAX;
 use crate::manifest::*;
 use crate::{Error, Hash, header, layout};
@@ -21,6 +21,8 @@ pub struct Contents<'a> {
     pub pools: Vec<PoolContents<'a>>,
     /// Its inference timelines.
     pub sessions: Vec<SessionContents<'a>>,
+    /// What the actor was told in a message that it is in the middle of, in the writer's own words; empty for one at rest between messages.
+    pub journal: &'a [u8],
     /// Anything for people or later versions.
     pub notes: BTreeMap<String, serde_json::Value>,
 }
@@ -105,11 +107,15 @@ pub(crate) fn plan<'a>(contents: &Contents<'a>) -> Result<Plan<'a>, Error> {
         pools: Vec::new(),
         sessions: Vec::new(),
         hashes: BTreeMap::new(),
+        journal_bytes: contents.journal.len() as u64,
         notes: contents.notes.clone(),
     };
     let mut plan = Plan { manifest, tensors: Vec::new(), sources: Vec::new(), header_bytes: 0, data_bytes: 0 };
     // Small things first: a reader of the head of the file has all of them, and KV is the end.
     contents.guest.as_ref().map_or(Ok(()), |guest| plan.add_guest(guest))?;
+    if !contents.journal.is_empty() {
+        plan.add(JOURNAL_TENSOR.into(), DType::U8, &[contents.journal.len() as u64], Source::Pieces(vec![contents.journal]))?;
+    }
     plan.describe_pools(&contents.pools)?;
     plan.add_sessions(&contents.sessions)?;
     plan.add_pools()?;

@@ -6,7 +6,7 @@
 
 use crate::limits::*;
 use crate::manifest::require;
-use crate::{Error, FORMAT_VERSION, Hash, Manifest};
+use crate::{Error, FORMAT_VERSION, FORMAT_VERSION_AT_REST, Hash, Manifest};
 use driftwood_region::{DType, Shape};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -49,10 +49,11 @@ pub(crate) struct Header {
 ///
 /// Its length depends on the manifest only through what is not a hash.
 pub(crate) fn emit(manifest: &Manifest, tensors: &[Tensor]) -> Vec<u8> {
+    let zeros = "0".repeat(HASH_DIGITS);
+    let version = if manifest.journal_bytes > 0 { FORMAT_VERSION } else { FORMAT_VERSION_AT_REST };
     let manifest = serde_json::to_string(manifest).expect("a manifest has string keys only");
     let manifest = serde_json::to_string(&manifest).expect("a string");
-    let zeros = "0".repeat(HASH_DIGITS);
-    let mut json = format!(r#"{BEGINNING}{FORMAT_VERSION}{HASH_KEY}{zeros}","{MANIFEST_KEY}":{manifest}}}"#);
+    let mut json = format!(r#"{BEGINNING}{version}{HASH_KEY}{zeros}","{MANIFEST_KEY}":{manifest}}}"#);
     for Tensor { name, dtype, shape, offset_bytes, len_bytes } in tensors {
         let (shape, end_bytes) = (shape.extents(), offset_bytes + len_bytes);
         json += &format!(r#","{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{offset_bytes},{end_bytes}]}}"#);
@@ -64,7 +65,7 @@ pub(crate) fn emit(manifest: &Manifest, tensors: &[Tensor]) -> Vec<u8> {
     header.extend_from_slice(json.as_bytes());
     header.resize(bytes, b' ');
     let hash = Hash::of(&header).to_string();
-    header[hash_place(FORMAT_VERSION)..][..HASH_DIGITS].copy_from_slice(hash.as_bytes());
+    header[hash_place(version)..][..HASH_DIGITS].copy_from_slice(hash.as_bytes());
     header
 }
 

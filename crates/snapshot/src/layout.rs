@@ -12,6 +12,7 @@ pub(crate) const TENSOR_ALIGN_BYTES: u64 = 64;
 pub(crate) const MODULE_TENSOR: &str = "guest.module";
 pub(crate) const PAGES_TENSOR: &str = "memory.pages";
 pub(crate) const INDEX_TENSOR: &str = "memory.index";
+pub(crate) const JOURNAL_TENSOR: &str = "journal";
 
 /// The parts of a snapshot, as indices into the header's tensors.
 #[derive(Debug, Default, PartialEq)]
@@ -19,6 +20,7 @@ pub(crate) struct Layout {
     pub module: Option<usize>,
     pub pages: Option<usize>,
     pub index: Option<usize>,
+    pub journal: Option<usize>,
     /// For each pool; none if it has no blocks.
     pub pools: Vec<Option<usize>>,
     /// For each session; none if it has no tokens.
@@ -63,6 +65,9 @@ pub(crate) fn assign(header: &Header) -> Result<Layout, Error> {
             layout.pages = Some(find(Expected::new(PAGES_TENSOR, DType::U8, &[pages, STORED_PAGE_BYTES as u64]))?);
             layout.index = Some(find(Expected::new(INDEX_TENSOR, DType::U32, &[pages]))?);
         }
+    }
+    if manifest.journal_bytes > 0 {
+        layout.journal = Some(find(Expected::new(JOURNAL_TENSOR, DType::U8, &[manifest.journal_bytes]))?);
     }
     for pool in &manifest.pools {
         layout.pools.push((!pool.block_hashes.is_empty()).then(|| find(expected_blocks(pool))).transpose()?);

@@ -30,8 +30,11 @@ pub use publish::{Existing, Temp, make_folder_durably, remove_stale_temps};
 pub use read::Snapshot;
 pub use write::{Unpublished, WriteReport, serialise, write};
 
-/// The format that this crate writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest format that this crate reads: of an actor in the middle of a message, which a reader of [`FORMAT_VERSION_AT_REST`] would take for one
+/// that is not.
+pub const FORMAT_VERSION: u32 = 2;
+/// The format of an actor between messages.
+pub const FORMAT_VERSION_AT_REST: u32 = 1;
 
 #[cfg(target_endian = "big")]
 compile_error!("a snapshot is little-endian and read where it lies");

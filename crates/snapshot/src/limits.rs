@@ -26,6 +26,8 @@ pub const TOKENS_MAX: u32 = 1 << 24;
 pub const MEMORY_BYTES_MAX: u64 = 4 << 30;
 /// Bytes of a guest's module.
 pub const MODULE_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of what an actor was told in the message that it is in the middle of.
+pub const JOURNAL_BYTES_MAX: u64 = 1 << 30;
 /// Mutable globals of a guest.
 pub const GLOBALS_MAX: usize = 1 << 16;
 /// Bytes of a name: an actor's, a model's, an architecture's, a numerics id's.

@@ -29,9 +29,17 @@ pub struct Manifest {
     pub sessions: Vec<Session>,
     /// The hash of every tensor but KV blocks (whose hashes stand in their pool) and padding (which is zero).
     pub hashes: BTreeMap<String, Hash>,
+    /// Bytes of the tensor `journal`: of an actor in the middle of a message, what it was told in it. Then the rest is the state before the message.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub journal_bytes: u64,
     /// What the writer adds for people or later versions; nothing depends on it.
     #[serde(default)]
     pub notes: BTreeMap<String, serde_json::Value>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Who an actor is and from whom it came.
@@ -238,7 +246,7 @@ pub struct Session {
 /// The sampler's numbers go through JSON: integers up to 64 bits and single-precision floats come back exactly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionState {
-    /// How the guest knows it.
+    /// How the guest knows it; see [`SessionState::is_open`].
     pub handle: u32,
     /// The pool of its blocks, as an index.
     pub pool: u32,
@@ -246,6 +254,16 @@ pub struct SessionState {
     pub context_max: u32,
     /// The sampler, in the writer's own words.
     pub sampler: serde_json::Value,
+}
+
+impl SessionState {
+    /// Handles from here on are of sessions that are not open: their KV is kept for a model that the actor left.
+    pub const KEPT_FROM: u32 = 1 << 31;
+
+    /// Whether the guest has it open.
+    pub fn is_open(&self) -> bool {
+        self.handle < SessionState::KEPT_FROM
+    }
 }
 
 /// The name of the tensor with the blocks of a pool.
@@ -272,6 +290,7 @@ impl Manifest {
         check_name("writer", &self.writer)?;
         check_name("identity.name", &self.identity.name)?;
         self.guest.as_ref().map_or(Ok(()), Guest::check)?;
+        at_most("journal_bytes", self.journal_bytes, JOURNAL_BYTES_MAX)?;
         at_most("pools", self.pools.len(), POOLS_MAX)?;
         at_most("sessions", self.sessions.len(), SESSIONS_MAX)?;
         self.pools.iter().enumerate().try_for_each(|(p, pool)| pool.check(p))?;

@@ -53,6 +53,7 @@ struct Parts {
     module: Option<View>,
     pages: Option<View>,
     index: Option<View>,
+    journal: Option<View>,
     pools: Vec<Option<View>>,
     tokens: Vec<Option<View>>,
     tails: Vec<Option<View>>,
@@ -97,6 +98,7 @@ impl Snapshot {
             module: one(layout.module)?,
             pages: one(layout.pages)?,
             index: one(layout.index)?,
+            journal: one(layout.journal)?,
             pools: each(&layout.pools)?,
             tokens: each(&layout.tokens)?,
             tails: each(&layout.tails)?,
@@ -148,6 +150,11 @@ impl Snapshot {
     pub fn pages(&self) -> impl Iterator<Item = (u32, &[u8])> {
         let pages = self.parts.pages.as_ref().map_or(&[][..], View::bytes);
         as_u32s(self.parts.index.as_ref()).iter().copied().zip(pages.chunks_exact(STORED_PAGE_BYTES))
+    }
+
+    /// What the actor was told in the message that it is in the middle of, in the writer's own words.
+    pub fn journal(&self) -> Option<&View> {
+        self.parts.journal.as_ref()
     }
 
     /// All blocks of a pool, as one tensor; none if it has no blocks.

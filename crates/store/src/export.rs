@@ -26,11 +26,11 @@ impl Whole {
 }
 
 impl Head {
-    /// Writes the actor as one portable file. Every chunk is verified on the way.
+    /// Writes the actor as one portable file, with what it was told in messages since. Every chunk is verified on the way.
     ///
     /// # Errors
     /// If a chunk is missing or altered, or the file cannot be written.
-    pub fn export(&self, chunks: &Chunks, path: &Path, existing: Existing) -> Result<WriteReport, Error> {
+    pub fn export(&self, chunks: &Chunks, path: &Path, existing: Existing, journal: &[u8]) -> Result<WriteReport, Error> {
         let mut blocks = Blocks::default();
         for session in &self.sessions {
             blocks.add(session, &self.pools[session.state.pool as usize], chunks)?;
@@ -59,6 +59,7 @@ impl Head {
             guest: guest.map(|(guest, module)| GuestContents { state: guest.state.clone(), module: module.bytes(), memory: &memory }),
             pools: self.pools.iter().enumerate().map(pool).collect(),
             sessions: self.sessions.iter().enumerate().map(session).collect(),
+            journal,
             notes: self.notes.clone(),
         };
         Ok(snapshot::write(&contents, path, existing)?)

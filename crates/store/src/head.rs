@@ -1,7 +1,7 @@
 //! Heads: an actor at rest as a small file that names its chunks. A head is immutable and replaced by rename, so a reader has the old
 //! state or the new one.
 //!
-//! The file is a line, `driftwood-head 1 <blake3 of the rest>`, and JSON.
+//! The file is a line, `driftwood-head 2 <blake3 of the rest>`, and JSON. Version 1 spelt pieces at length (`pieces.rs`) and named no former head.
 
 use crate::{Chunk, Chunks, Commit, Error};
 use driftwood_region::View;
@@ -14,7 +14,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 /// The format that this crate writes, and the newest that it reads.
-pub const HEAD_VERSION: u32 = 1;
+pub const HEAD_VERSION: u32 = 2;
 /// What a head begins with.
 const MAGIC: &str = "driftwood-head";
 /// Bytes of a head at most.
@@ -107,6 +107,7 @@ pub struct HeadSession {
     /// The token ids, 4,096 to a chunk.
     pub ids: Vec<Chunk>,
     /// The rows of each block, in pieces.
+    #[serde(with = "crate::pieces")]
     pub blocks: Vec<Vec<HeadPiece>>,
 }
 
@@ -217,7 +218,7 @@ impl Head {
             memory: Memory { bytes: guest.memory.bytes, stored_page_bytes: PAGE_BYTES as u32, stored_pages: guest.memory.stored_pages },
         });
         let (writer, identity, notes) = (self.writer.clone(), self.identity.clone(), self.notes.clone());
-        Manifest { writer, identity, guest, pools, sessions, hashes: BTreeMap::new(), notes }
+        Manifest { writer, identity, guest, pools, sessions, hashes: BTreeMap::new(), journal_bytes: 0, notes }
     }
 
     /// Every chunk that it names itself: pages of linear memory are named by its leaves.

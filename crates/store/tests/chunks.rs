@@ -137,7 +137,7 @@ fn a_head_becomes_a_portable_file() {
     let fork = HeadSession { state: SessionState { handle: 2, ..head.sessions[0].state.clone() }, ..head.sessions[0].clone() };
     head.sessions.push(fork);
     let path = root.path().join("ada.safetensors");
-    head.export(&chunks, &path, Existing::Refuse).unwrap();
+    head.export(&chunks, &path, Existing::Refuse, &[]).unwrap();
     let file = Snapshot::open(&path).unwrap();
     file.verify_all(2).unwrap();
     assert_eq!((file.tokens(1), file.module().unwrap().bytes()), (&(0..80).collect::<Vec<u32>>()[..], &b"\0asm"[..]));
@@ -255,7 +255,7 @@ fn hostile_heads_are_refused() {
         ("x\n{}".into(), "no head"),
         (text.replacen("test", "tEst", 1), "does not match its hash"),
         (text[..text.len() - 1].to_owned(), "does not match its hash"),
-        (text.replacen("-head 1", "-head x", 1), "version is no number"),
+        (text.replacen("-head 2", "-head x", 1), "version is no number"),
     ] {
         std::fs::write(&path, text).unwrap();
         assert!(matches!(Head::read(&path), Err(Error::BadHead { why: said, .. }) if said.contains(why)), "{why}");
@@ -273,9 +273,9 @@ fn hostile_heads_are_refused() {
         std::fs::write(&path, text).unwrap();
         assert!(matches!(Head::hash_of(&path), Err(Error::BadHead { why: said, .. }) if said.contains(why)), "{text:?}");
     }
-    std::fs::write(&path, text.replacen("-head 1", "-head 2", 1)).unwrap();
-    assert!(matches!(Head::read(&path), Err(Error::FutureVersion { found: 2, .. })));
-    assert!(matches!(Head::hash_of(&path), Err(Error::FutureVersion { found: 2, .. })));
+    std::fs::write(&path, text.replacen("-head 2", "-head 3", 1)).unwrap();
+    assert!(matches!(Head::read(&path), Err(Error::FutureVersion { found: 3, .. })));
+    assert!(matches!(Head::hash_of(&path), Err(Error::FutureVersion { found: 3, .. })));
 }
 
 #[test]

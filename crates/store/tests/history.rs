@@ -117,8 +117,8 @@ fn what_only_the_past_names_is_kept_and_counted() {
 
 #[test]
 fn a_damaged_past_is_told_and_stops_a_sweep() {
-    type Victim = fn(&Head) -> Chunk;
-    let damage: [(&str, Victim); 3] = [
+    type Part = fn(&Head) -> Chunk;
+    let damage: [(&str, Part); 3] = [
         ("the former head", |head| head.former.unwrap()),
         ("turns", |head| head.turns.unwrap()),
         ("memory", |head| head.guest.as_ref().unwrap().memory.leaves[0].unwrap()),
@@ -172,7 +172,7 @@ fn hostile_chains_are_refused() {
     let formers: [(Vec<u8>, &str); 5] = [
         (b"nonsense".to_vec(), "no head"),
         (text.replacen("test", "tEst", 1).into_bytes(), "does not match its hash"),
-        (text.replacen("-head 1", "-head 2", 1).into_bytes(), "update driftwood"),
+        (text.replacen("-head 2", "-head 3", 1).into_bytes(), "update driftwood"),
         (heads[3].text().unwrap().into_bytes(), "no fewer messages"),
         (vec![0xff; 10], "no text"),
     ];

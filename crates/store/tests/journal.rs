@@ -23,7 +23,7 @@ fn records(name: &str, count: usize) -> Vec<Vec<u8>> {
 }
 
 fn found(folder: &Path, name: &str) -> Option<Vec<Vec<u8>>> {
-    left_behind(folder, &base(name)).unwrap().map(|left| left.records)
+    left_behind(folder, &[], &base(name)).unwrap().map(|left| left.records)
 }
 
 fn only_file(folder: &Path) -> PathBuf {
@@ -58,7 +58,7 @@ fn write_journal(folder: &Path, bytes: &[u8]) -> PathBuf {
 fn what_a_process_left_is_found_by_its_base_alone() {
     let folder = tempfile::tempdir().unwrap();
     leave(folder.path(), &[("ada", 5), ("bob", 3)]);
-    assert_eq!(left_behind(folder.path(), &base("ada")).unwrap(), Some(Left { base: base("ada"), records: records("ada", 5) }));
+    assert_eq!(left_behind(folder.path(), &[], &base("ada")).unwrap(), Some(Left { base: base("ada"), records: records("ada", 5) }));
     assert_eq!(found(folder.path(), "bob"), Some(records("bob", 3)));
     assert_eq!(found(folder.path(), "eve"), None);
     for other in [
@@ -66,7 +66,7 @@ fn what_a_process_left_is_found_by_its_base_alone() {
         Base { head: Hash::of(b"a later head"), ..base("ada") },
         Base { name: "adb".into(), ..base("ada") },
     ] {
-        assert_eq!(left_behind(folder.path(), &other).unwrap(), None);
+        assert_eq!(left_behind(folder.path(), &[], &other).unwrap(), None);
     }
     leave(folder.path(), &[("ada", 7)]);
     leave(folder.path(), &[("ada", 6)]);
@@ -204,7 +204,7 @@ fn a_sweep_removes_what_continues_nothing() {
     assert_eq!(sweep_journals(folder.path(), head_of).unwrap(), 2);
     assert!(kept.exists() && later.exists() && folder.path().join("notes.journal").exists());
     assert_eq!(sweep_journals(folder.path(), head_of).unwrap(), 0);
-    let refused = left_behind(folder.path(), &base("ada"));
+    let refused = left_behind(folder.path(), &[], &base("ada"));
     assert!(matches!(refused, Err(Error::FutureVersion { found, .. }) if found == JOURNAL_VERSION + 1));
     assert_eq!(sweep_journals(folder.path(), |_| None).unwrap(), 1);
 }

@@ -26,7 +26,7 @@ pub fn replay(input: &[u8]) {
     let ids = head.sessions.iter().filter(|session| session.token_ids(&chunks).is_ok()).count();
     let _ = (head.state_hash(&chunks).is_ok(), head.turns(&chunks).is_ok(), head.history(&chunks).count());
     let _ = (head.manifest(), head.kv_bytes(), named, pages, ids, chunks.check(std::slice::from_ref(&path)).len());
-    let _ = head.export(&chunks, &folder.path().join("file"), Existing::Refuse);
+    let _ = head.export(&chunks, &folder.path().join("file"), Existing::Refuse, &[]);
     head.publish(&path).expect("room for it");
     assert_eq!(Head::read(&path).expect("what was read can be written"), head);
 }

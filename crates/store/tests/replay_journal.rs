@@ -36,7 +36,7 @@ pub fn expand(input: &[u8]) -> Vec<u8> {
 
 /// How many records of ours were found, if any of our streams were.
 fn found(folder: &Path) -> Option<usize> {
-    left_behind(folder, &base()).ok().flatten().map(|left| left.records.len())
+    left_behind(folder, &[], &base()).ok().flatten().map(|left| left.records.len())
 }
 
 /// Looks for what was left behind, and sweeps.

@@ -13,8 +13,20 @@ pub const ABI: i32 = 1;
 /// It exports `driftwood_abi` and `handle` and, on Wasm, sets the allocator and a panic handler that logs and traps. An error that
 /// the function returns is logged, and its number (`Error::exit_code`) is what `handle` returns. An actor that links `std` brings
 /// both itself and says `actor!(function, std)`.
+///
+/// An actor that wants to be told when the setting "model" was changed says `actor!(function, model_changed = other)`, with a function
+/// `fn() -> Result<()>`: it exports `driftwood_model_changed`.
 #[macro_export]
 macro_rules! actor {
+    ($handler:path, model_changed = $changed:path) => {
+        $crate::actor!($handler);
+
+        /// Hears that the setting "model" names another model.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn driftwood_model_changed() -> i32 {
+            $crate::macros::run_changed($changed)
+        }
+    };
     ($handler:path) => {
         $crate::actor!($handler, std);
 
@@ -59,6 +71,11 @@ macro_rules! log {
 pub fn run(handler: fn(&str) -> Result<()>) -> i32 {
     let handled = receive().and_then(|bytes| utf8("receive", bytes)).and_then(|message| handler(&message));
     handled.map_or_else(|error| failed(&error), |()| 0)
+}
+
+/// What `driftwood_model_changed` does.
+pub fn run_changed(handler: fn() -> Result<()>) -> i32 {
+    handler().map_or_else(|error| failed(&error), |()| 0)
 }
 
 fn failed(error: &Error) -> i32 {

@@ -57,7 +57,7 @@ pub use state::State;
 pub mod macros {
     #[cfg(target_family = "wasm")]
     pub use crate::actor::panicked;
-    pub use crate::actor::{ABI, run};
+    pub use crate::actor::{ABI, run, run_changed};
     pub use crate::heap::Heap;
     pub use alloc::format;
 }

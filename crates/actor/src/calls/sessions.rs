@@ -33,7 +33,7 @@ fn link_table(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         answer(&mut c, 0, |m, d| open(m, d, (name, length), kv, context_max))
     })?;
     linker.func_wrap(MODULE, "session_close", |mut c: Caller<'_, Guest>, session: i32| {
-        answer(&mut c, 0, |_, d| d.sessions.close(session).map(|()| 0))
+        answer(&mut c, 0, |_, d| d.close(session).map(|()| 0))
     })?;
     linker.func_wrap(MODULE, "session_fork", |mut c: Caller<'_, Guest>, session: i32| answer(&mut c, 0, |_, d| fork(d, session)))?;
     linker.func_wrap(MODULE, "session_length", |mut c: Caller<'_, Guest>, session: i32| {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 /// The file names of real models, by the names that tests use.
 pub const SMOLLM2: &str = "smollm2";
+pub const GEMMA3: &str = "gemma3";
 
 /// A host without models.
 pub fn bare_host() -> Host {
@@ -24,10 +25,18 @@ pub fn model_host(threads: usize) -> Host {
         .expect("set DRIFTWOOD_MODELS to the folder of the test models: `cargo xtask test` does");
     let resolver = move |name: &str| match name {
         SMOLLM2 => Ok(folder.join("smollm2-135m.gguf")),
-        _ => Err("this test knows smollm2 only".to_owned()),
+        GEMMA3 => Ok(folder.join("gemma3-270m.gguf")),
+        _ => Err("this test knows smollm2 and gemma3 only".to_owned()),
     };
     let device = Arc::new(Cpu::new(threads, Simd::detect(), Arithmetic::Fast)).into();
     Host::new(HostOptions { device, models: Box::new(resolver) }).unwrap()
+}
+
+/// A host with the same models in the reference's arithmetic.
+pub fn exact_host() -> Host {
+    let folder = PathBuf::from(std::env::var_os("DRIFTWOOD_MODELS").expect("model_host() says what it needs"));
+    let device = Arc::new(Cpu::new(2, Simd::detect(), Arithmetic::Exact)).into();
+    Host::new(HostOptions { device, models: Box::new(move |_| Ok(folder.join("smollm2-135m.gguf"))) }).unwrap()
 }
 
 /// A guest from `tests/guests`, or `.wasm` from the examples.

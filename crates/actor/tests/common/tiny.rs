@@ -157,11 +157,20 @@ impl Script {
 
     /// Delivers the script; gives back the answer of each record.
     pub fn run(&self, host: &mut Host, name: &str) -> Result<Vec<i32>, Error> {
+        Ok(self.answers(&host.send(Message::new(name, self.message()), &mut |_| {})?.reply))
+    }
+
+    /// The message that asks for the answers at its end.
+    pub fn message(&self) -> Vec<u8> {
         let mut script = self.clone();
         script.call("reply", &[0, 4 * self.records.len() as u32]);
-        let reply = host.send(Message::new(name, script.bytes()), &mut |_| {})?.reply;
+        script.bytes()
+    }
+
+    /// The answer of each record, from the reply to [`Script::message`].
+    pub fn answers(&self, reply: &[u8]) -> Vec<i32> {
         let answers = &reply[reply.len() - 4 * self.records.len()..];
-        Ok(answers.chunks(4).map(|a| i32::from_le_bytes(a.try_into().unwrap())).collect())
+        answers.chunks(4).map(|a| i32::from_le_bytes(a.try_into().unwrap())).collect()
     }
 }
 

@@ -2,13 +2,15 @@
 
 use crate::actors::{self, Cast, Stage};
 use crate::cli::Globals;
-use crate::commands::inspect;
+use crate::commands::{inspect, swap};
 use crate::decode::ms_since;
 use crate::interrupt::Replying;
 use crate::{catalogue, guests, output};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use driftwood_actor::{ActorFolder, Exactness, Listed, Message, Rewound, ThawOptions};
+use driftwood_actor::{ActorFolder, Exactness, JOURNAL_LOGITS, Listed, Message, Rewound, ThawOptions};
+use driftwood_store::Summary;
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -20,7 +22,12 @@ Examples:
   driftwood actor send alice \"Where does driftwood come from?\"
   driftwood actor fork alice bob
   driftwood actor rewind alice --to 2
+  driftwood actor model alice gemma3-270m
+  driftwood actor fork alice reader -n 1000
   driftwood actor ls";
+
+/// Copies that one command makes.
+const FORKS_MAX: i64 = driftwood_actor::limits::ACTORS_MAX as i64;
 
 /// What can be done with actors.
 #[derive(Debug, Subcommand)]
@@ -40,6 +47,8 @@ pub enum ActorCommand {
     Fork(ForkArgs),
     /// Take an actor back to an earlier message
     Rewind(RewindArgs),
+    /// Show an actor's model, or give it another
+    Model(swap::ModelArgs),
     /// Remove an actor
     Rm(RmArgs),
 }
@@ -62,6 +71,10 @@ pub struct SpawnArgs {
     /// The system prompt
     #[arg(long)]
     system: Option<String>,
+    /// Carry the logits that the guest sees in its journal, so that a message that is cut off goes on without computing them again (and on machines
+    /// where they would have other bits)
+    #[arg(long)]
+    journal_logits: bool,
     /// A setting for the guest, such as temperature=0, max_tokens=64, kv=q8 (may be given several times)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -119,11 +132,17 @@ pub struct LsArgs {
 
 /// Flags of `actor fork`.
 #[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  driftwood actor fork alice bob\n  driftwood actor fork alice reader -n 1000 --json   (reader-0001 to reader-1000)"
+)]
 pub struct ForkArgs {
     /// The actor
     name: String,
-    /// The copy's name
+    /// The copy's name; with -n what the copies' names begin with
     new_name: String,
+    /// Make so many copies in one commit: NEW_NAME-1 and on, the numbers padded with zeros to one width
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=FORKS_MAX))]
+    number: Option<u32>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -170,6 +189,7 @@ pub fn run(globals: &Globals, command: &ActorCommand) -> Result<()> {
         ActorCommand::Inspect(args) => inspect::run(globals, args),
         ActorCommand::Fork(args) => fork(globals, args),
         ActorCommand::Rewind(args) => rewind(globals, args),
+        ActorCommand::Model(args) => swap::run(globals, args),
         ActorCommand::Rm(args) => remove(globals, args),
     }
 }
@@ -177,6 +197,7 @@ pub fn run(globals: &Globals, command: &ActorCommand) -> Result<()> {
 fn spawn(globals: &Globals, args: &SpawnArgs) -> Result<()> {
     let mut settings = actors::settings(globals, &args.settings)?;
     settings.extend(args.system.clone().map(|text| ("system".to_owned(), text)));
+    settings.extend(args.journal_logits.then(|| (JOURNAL_LOGITS.to_owned(), "true".to_owned())));
     let mut stage = Stage::open(globals)?;
     stage.spawn(Cast { name: &args.name, guest: &args.guest, model: &args.model, settings })?;
     let info = stage.host.info(&args.name)?;
@@ -277,37 +298,47 @@ fn overrides(args: &SendArgs) -> BTreeMap<String, String> {
 fn list(globals: &Globals, args: &LsArgs) -> Result<()> {
     let state = actors::open_state(globals)?;
     let listed = state.list()?;
-    let details: Vec<Value> = listed.iter().map(|actor| details(&state, actor)).collect();
+    let summaries = state.summaries(&listed);
+    let rows = || listed.iter().zip(&summaries).map(|(actor, summary)| Row::new(actor, summary.as_ref()));
     if args.json {
-        return output::json(&json!({ "actors": details }));
+        return output::json(&BTreeMap::from([("actors", rows().collect::<Vec<_>>())]));
     }
     if listed.is_empty() {
         return output::line("no actors yet; `driftwood chat` makes one, and so does `driftwood actor spawn NAME`");
     }
-    let text = |value: &Value| value.as_str().map_or_else(|| value.as_u64().map(|n| n.to_string()).unwrap_or_default(), str::to_owned);
-    let size = |value: &Value| value.as_u64().map(output::human_bytes).unwrap_or_default();
-    let row = |(actor, details): (&Listed, &Value)| {
-        let held = actor.held_by.as_ref().map(|by| format!("held by {by}")).unwrap_or_default();
+    let cells = |(actor, row): (&Listed, Row<'_>)| {
+        let held = row.held_by.map(|by| format!("held by {by}")).unwrap_or_default();
         let age = actor.modified.map(age).unwrap_or_default();
-        vec![actor.name.clone(), text(&details["model"]), text(&details["tokens"]), size(&details["bytes"]), age, held]
+        let tokens = row.tokens.map(|tokens| tokens.to_string()).unwrap_or_default();
+        let size = row.bytes.map(output::human_bytes).unwrap_or_default();
+        vec![actor.name.clone(), row.model.unwrap_or_default().to_owned(), tokens, size, age, held]
     };
-    output::table(&["actor", "model", ">tokens", ">size", ">changed", ""], &listed.iter().zip(&details).map(row).collect::<Vec<_>>())
+    let titles = ["actor", "model", ">tokens", ">size", ">changed", ""];
+    output::table(&titles, &listed.iter().zip(rows()).map(cells).collect::<Vec<_>>())
 }
 
 /// What a listing says of an actor. A file that cannot be read shows as one without model and tokens.
-fn details(state: &driftwood_actor::StateFolder, actor: &Listed) -> Value {
-    let found = state.inspect(&actor.name).ok();
-    let manifest = found.as_ref().map(|found| &found.manifest);
-    let model = manifest.and_then(|m| m.guest.as_ref()?.state.settings.get("model").cloned());
-    let tokens = manifest.map(|m| m.sessions.iter().map(|s| u64::from(s.tokens)).sum::<u64>());
-    json!({
-        "name": actor.name,
-        "model": model,
-        "tokens": tokens,
-        "bytes": found.as_ref().map(|found| found.bytes),
-        "modified_ms": actor.modified.map(actors::unix_ms),
-        "held_by": actor.held_by,
-    })
+#[derive(Serialize)]
+struct Row<'a> {
+    name: &'a str,
+    model: Option<&'a str>,
+    tokens: Option<u64>,
+    bytes: Option<u64>,
+    modified_ms: Option<u64>,
+    held_by: Option<&'a str>,
+}
+
+impl<'a> Row<'a> {
+    fn new(actor: &'a Listed, summary: Option<&'a Summary>) -> Row<'a> {
+        Row {
+            name: &actor.name,
+            model: summary.and_then(|summary| summary.model.as_deref()),
+            tokens: summary.map(|summary| summary.tokens),
+            bytes: summary.map(|summary| summary.bytes),
+            modified_ms: actor.modified.map(actors::unix_ms),
+            held_by: actor.held_by.as_deref(),
+        }
+    }
 }
 
 /// How long ago, in one unit.
@@ -322,13 +353,33 @@ fn age(time: SystemTime) -> String {
 }
 
 fn fork(globals: &Globals, args: &ForkArgs) -> Result<()> {
-    let mut stage = Stage::open(globals)?;
-    let (_folder, _) = stage.wake(&args.name, ThawOptions::default())?;
-    stage.fork(&args.name, &args.new_name)?;
-    if args.json {
-        return output::json(&json!({ "name": args.new_name, "parent": args.name }));
+    let mut state = actors::open_state(globals)?;
+    let mut parent = state.hold(&args.name)?;
+    if !parent.is_kept() || parent.is_cut_off()? {
+        drop(parent);
+        let mut stage = Stage { host: actors::host(globals)?, state };
+        (parent, _) = stage.wake(&args.name, ThawOptions::default())?;
+        state = stage.state;
     }
-    output::line(&format!("forked `{}` from `{}`", args.new_name, args.name))
+    let names = fork_names(args);
+    let forks = state.fork(&parent, &names)?;
+    let (first, last) = (&names[0], &names[names.len() - 1]);
+    match args.number {
+        None if args.json => output::json(&json!({ "name": args.new_name, "parent": args.name })),
+        None => output::line(&format!("forked `{}` from `{}`", args.new_name, args.name)),
+        Some(_) if args.json => {
+            let forks: Vec<Value> = forks.iter().map(|fork| json!({ "name": fork.name, "id": fork.id })).collect();
+            output::json(&json!({ "parent": args.name, "forks": forks }))
+        }
+        Some(_) => output::line(&format!("forked {} actors from `{}`: `{first}` to `{last}`", names.len(), args.name)),
+    }
+}
+
+/// The names of all copies, of which there is at least one.
+fn fork_names(args: &ForkArgs) -> Vec<String> {
+    let Some(number) = args.number else { return vec![args.new_name.clone()] };
+    let width = number.to_string().len();
+    (1..=number).map(|n| format!("{}-{n:0width$}", args.new_name)).collect()
 }
 
 fn rewind(globals: &Globals, args: &RewindArgs) -> Result<()> {

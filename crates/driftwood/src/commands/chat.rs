@@ -4,6 +4,7 @@
 
 use crate::actors::{self, Cast, Stage};
 use crate::cli::Globals;
+use crate::commands::swap;
 use crate::failure::{message, mistake};
 use crate::interrupt::Replying;
 use crate::models::ModelsFolder;
@@ -25,11 +26,13 @@ Examples:
   driftwood chat
   driftwood chat sailor --system \"You are a terse sailor.\" --temperature 0.3
   driftwood chat --model gemma3-270m gemma
+  driftwood chat --model smollm2-135m gemma   (goes on with another model)
   echo \"Hello!\" | driftwood chat
 
-In the conversation: /freeze [FILE], /fork NAME, /stats, /help, /quit. Ctrl-C ends a reply and keeps what was said; at the prompt it quits.";
+In the conversation: /model [NAME], /freeze [FILE], /fork NAME, /stats, /help, /quit. Ctrl-C ends a reply and keeps what was said; at the prompt it quits.";
 
 const HELP: &str = "\
+/model [NAME]   which model this is; with a name, go on with that one
 /freeze [FILE]  write the conversation to a file
 /fork NAME      copy it to another actor
 /stats          tokens, KV and memory
@@ -43,7 +46,8 @@ pub struct ChatArgs {
     /// The actor to talk to; made if it is not there
     #[arg(default_value = "default")]
     name: String,
-    /// A name that `driftwood models` lists, or the path of a GGUF file or a Hugging Face folder [default: smollm2-135m]
+    /// A name that `driftwood models` lists, or the path of a GGUF file or a Hugging Face folder [default: the conversation's own, for a new one
+    /// smollm2-135m]
     #[arg(long)]
     model: Option<String>,
     /// A Wasm module, or a guest in this program, for a new actor [default: chat]
@@ -110,9 +114,19 @@ fn resume(args: &ChatArgs, stage: &mut Stage) -> Result<ActorFolder> {
             args.name
         )));
     }
-    let model = args.model.as_ref().map(|model| ModelsFolder::of_environment()?.find(model)).transpose()?.map(|found| found.name);
-    let (folder, report) = stage.wake(&args.name, ThawOptions { model, settings: sampling(args), ..ThawOptions::default() })?;
+    let options = ThawOptions { settings: sampling(args), ..ThawOptions::default() };
+    let (folder, report) = match &args.model {
+        Some(model) => swap::wake(stage, &args.name, model, options)?,
+        None => stage.wake(&args.name, options)?,
+    };
     output::remark(&actors::thawed("resumed", &args.name, &report));
+    if let Some(model) = &args.model {
+        let report = swap::swap(&mut stage.host, &args.name, model, false)?;
+        if report.from != report.to {
+            folder.save(&mut stage.host)?;
+            output::remark(&swap::said(&args.name, &report));
+        }
+    }
     Ok(folder)
 }
 
@@ -133,6 +147,7 @@ fn sampling(args: &ChatArgs) -> BTreeMap<String, String> {
 enum Line<'a> {
     Nothing,
     Say(&'a str),
+    Model(Option<&'a str>),
     Freeze(Option<&'a str>),
     Fork(&'a str),
     Stats,
@@ -148,6 +163,8 @@ fn parse(line: &str) -> Line<'_> {
     }
     let (command, argument) = line.split_once(char::is_whitespace).map_or((line, ""), |(c, a)| (c, a.trim()));
     match (command, argument) {
+        ("/model", "") => Line::Model(None),
+        ("/model", name) => Line::Model(Some(name)),
         ("/freeze", "") => Line::Freeze(None),
         ("/freeze", file) => Line::Freeze(Some(file)),
         ("/fork", name) if !name.is_empty() => Line::Fork(name),
@@ -206,6 +223,7 @@ impl Chat {
             Line::Quit => return Ok(false),
             Line::Nothing => Ok(()),
             Line::Say(text) => return self.say(text).map(|()| true),
+            Line::Model(name) => self.model(name),
             Line::Freeze(file) => self.freeze(file),
             Line::Fork(name) => self.fork(name),
             Line::Stats => self.stats(),
@@ -249,6 +267,19 @@ impl Chat {
         Ok(())
     }
 
+    /// Shows the model, or goes on with another and keeps the actor.
+    fn model(&mut self, name: Option<&str>) -> Result<()> {
+        let Some(name) = name else {
+            let settings = self.stage.host.info(&self.name)?.settings;
+            output::remark(settings.get("model").map_or("none", String::as_str));
+            return Ok(());
+        };
+        let report = swap::swap(&mut self.stage.host, &self.name, name, false)?;
+        self.folder.save(&mut self.stage.host).context("cannot keep the conversation")?;
+        output::remark(&swap::said(&self.name, &report));
+        Ok(())
+    }
+
     fn fork(&mut self, name: &str) -> Result<()> {
         self.stage.fork(&self.name, name)?;
         output::remark(&format!("forked: talk to the copy with `driftwood chat {name}`"));
@@ -265,6 +296,10 @@ impl Chat {
             let copied = output::human_bytes(r.copied_weight_bytes as u64);
             output::remark(&format!("  weights: {} ({copied} copied); KV: {}; logits: {}", r.weights, r.kv, r.logits));
         }
+        for kept in &info.kept {
+            let kv = output::human_bytes(kept.kv_bytes as u64);
+            output::remark(&format!("kept for {}: {} tokens, {kv} of KV", kept.model, kept.tokens));
+        }
         Ok(())
     }
 }
@@ -279,6 +314,8 @@ mod tests {
             ("", Line::Nothing),
             ("  hello /quit ", Line::Say("hello /quit")),
             ("/quit", Line::Quit),
+            ("/model", Line::Model(None)),
+            ("/model gemma3-270m", Line::Model(Some("gemma3-270m"))),
             ("/freeze", Line::Freeze(None)),
             ("/freeze my file", Line::Freeze(Some("my file"))),
             ("/fork bob", Line::Fork("bob")),

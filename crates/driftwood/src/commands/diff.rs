@@ -122,8 +122,7 @@ impl Side {
         let (head, chunks) = (state.head(name)?.ok_or_else(in_file)?, state.chunks());
         let mut turns = BTreeMap::new();
         for moment in state.history(name)? {
-            let first = moment.turn + 1 - moment.turns.len() as u64;
-            turns.extend((first..).zip(moment.turns));
+            turns.extend(moment.numbered().map(|(number, turn)| (number, turn.clone())));
         }
         let pages = head.guest.as_ref().map(|guest| guest.memory.pages(chunks)).transpose()?.unwrap_or_default();
         let pages = pages.into_iter().map(|(page, chunk)| (page, chunk.hash)).collect();

@@ -44,7 +44,7 @@ pub fn run(globals: &Globals, args: &FreezeArgs) -> Result<()> {
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     let written = folder.export(&args.output, existing)?;
     let (manifest, bytes) = (written.manifest(), written.file_bytes());
-    let tokens: u64 = manifest.sessions.iter().map(|session| u64::from(session.tokens)).sum();
+    let tokens: u64 = manifest.sessions.iter().filter(|s| s.state.is_open()).map(|session| u64::from(session.tokens)).sum();
     if args.json {
         return output::json(&json!({
             "file": args.output,

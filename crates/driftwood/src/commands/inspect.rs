@@ -99,7 +99,8 @@ fn show(args: &InspectArgs, manifest: &Manifest, path: &Path, bytes: u64, sizes:
     }
     for session in &manifest.sessions {
         let tokens = format!("{} tokens, {} in the KV, at most {}", session.tokens, session.evaluated, session.state.context_max);
-        rows.push([format!("session {}", session.state.handle), tokens]);
+        let what = if session.state.is_open() { format!("session {}", session.state.handle) } else { "kept".to_owned() };
+        rows.push([what, tokens]);
     }
     let width = rows.iter().map(|[key, _]| key.len()).max().unwrap_or(0);
     rows.iter().try_for_each(|[key, value]| output::line(&format!("{key:<width$}  {value}")))

@@ -76,8 +76,7 @@ pub fn run(globals: &Globals, args: &LogArgs) -> Result<()> {
 
 /// Each message of a moment and its reply. Only the last led to a state that is known.
 fn lines(moment: &Moment) -> Vec<Line<'_>> {
-    let first = moment.turn - (moment.turns.len() as u64).min(moment.turn) + 1;
-    (first..).zip(&moment.turns).flat_map(|(turn, handled)| both(turn, handled, (turn == moment.turn).then_some(moment))).collect()
+    moment.numbered().flat_map(|(turn, handled)| both(turn, handled, (turn == moment.turn).then_some(moment))).collect()
 }
 
 fn both<'a>(turn: u64, handled: &'a HeadTurn, after: Option<&'a Moment>) -> [Line<'a>; 2] {

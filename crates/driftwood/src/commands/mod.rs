@@ -15,6 +15,7 @@ pub mod perplexity;
 pub mod pull;
 pub mod run;
 pub mod store;
+pub mod swap;
 pub mod thaw;
 
 use crate::cli::{Cli, Command, SHORT_HELP};

@@ -62,11 +62,33 @@ fn forks_part_and_names_are_taken_once() {
     refuse(home.with_models(&["thaw", "a.st"]), &["`alice` exists already"]);
     refuse(home.with_models(&["actor", "fork", "alice", "bob"]), &["exists already"]);
     refuse(home.with_models(&["actor", "spawn", "bob"]), &["exists already"]);
+    refuse(home.with_models(&["actor", "fork", "alice", "bob", "-n", "0"]), &["-n", "0"]);
     home.run(&["actor", "rm", "bob"]);
     let listed = home.json(&["actor", "ls", "--json"]);
     assert_eq!(listed["actors"].as_array().unwrap().len(), 1);
     assert_eq!(listed["actors"][0]["name"], "alice");
     assert_eq!(listed["actors"][0]["model"], "smollm2-135m");
+}
+
+/// Without models: a fork of an actor at rest needs none.
+#[test]
+fn forks_by_the_dozen_are_all_or_none() {
+    let home = Home::new();
+    home.run(&["actor", "spawn", "alice"]);
+    let expected = home.turn("alice", TURNS[0])["tokens"].clone();
+    let forked = succeed(home.command(&["actor", "fork", "alice", "reader", "-n", "12", "--json"]));
+    let forked: Value = serde_json::from_str(&forked).unwrap();
+    assert_eq!(forked["forks"].as_array().unwrap().len(), 12);
+    assert_eq!(forked["forks"][0]["name"], "reader-01");
+    home.run(&["actor", "rm", "reader-05"]);
+    refuse(home.command(&["actor", "fork", "alice", "reader", "-n", "12"]), &["`reader-01` exists already"]);
+    let listed = home.json(&["actor", "ls", "--json"])["actors"].clone();
+    let listed = listed.as_array().unwrap();
+    assert_eq!(listed.len(), 12, "eleven and their parent");
+    let tokens = &listed[0]["tokens"];
+    assert!(tokens.as_u64().unwrap() >= expected.as_array().unwrap().len() as u64);
+    assert!(listed.iter().all(|actor| actor["tokens"] == *tokens && actor["model"] == SMOLLM2.0));
+    assert_eq!(home.turn("reader-12", TURNS[1])["tokens"], home.turn("alice", TURNS[1])["tokens"]);
 }
 
 #[test]
@@ -126,6 +148,37 @@ fn a_chat_is_kept_and_resumed() {
     assert!(!unknown.status.success() && said(&unknown).contains("/help"));
 }
 
+/// There and back, by three commands and in a chat; what cannot be leaves the actor as it was.
+#[test]
+fn an_actor_changes_its_model_and_comes_back() {
+    let home = Home::new();
+    home.run(&["actor", "spawn", "alice"]);
+    home.turn("alice", "My name is Ada. Where does driftwood come from?");
+    let before = home.json(&["inspect", "alice", "--json"])["manifest"].clone();
+    assert_eq!(home.run(&["actor", "model", "alice"]).trim(), SMOLLM2.0);
+    refuse(home.with_models(&["actor", "model", "alice", "no-such-model"]), &["no-such-model"]);
+    refuse(home.with_models(&["actor", "model", "alice", GEMMA3.0, "--keep-kv"]), &["vocabulary", "--keep-kv"]);
+    assert_eq!(home.json(&["inspect", "alice", "--json"])["manifest"]["sessions"], before["sessions"]);
+
+    let there = home.json(&["actor", "model", "alice", GEMMA3.0, "--json"]);
+    assert_eq!((&there["from"], &there["to"], &there["restored_tokens"]), (&SMOLLM2.0.into(), &GEMMA3.0.into(), &0.into()));
+    assert!(there["recomputed_tokens"].as_u64().unwrap() > 20, "{there}");
+    home.turn("alice", "What is my name?");
+    assert!(home.run(&["inspect", "alice"]).contains("kept"), "the former's KV is kept");
+    let back = home.json(&["actor", "model", "alice", SMOLLM2.0, "--json"]);
+    assert_eq!(back["restored_tokens"], before["sessions"][0]["evaluated"], "{back}");
+    let after = home.json(&["inspect", "alice", "--json"])["manifest"].clone();
+    assert_eq!(after["identity"], before["identity"]);
+
+    let mut chat = home.with_models(&["chat", "alice", "--model", GEMMA3.0, "--temperature", "0", "--max-tokens", "8"]);
+    let mut child = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = format!("And you?\n/model {}\n/model\nGoodbye!\n", SMOLLM2.0);
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let chat = child.wait_with_output().unwrap();
+    assert!(chat.status.success(), "{}", said(&chat));
+    assert!(said(&chat).contains("went from smollm2-135m to gemma3-270m") && said(&chat).contains("to smollm2-135m"), "{}", said(&chat));
+}
+
 #[test]
 fn an_interrupt_ends_the_reply_and_keeps_the_turn() {
     let home = Home::new();
@@ -165,6 +218,8 @@ fn benches_agree_with_themselves() {
     let decode: Value =
         serde_json::from_str(&succeed(home.with_models(&["bench", "decode", "--tokens", "24", "--sessions", "3", "--json"]))).unwrap();
     assert_eq!(decode["rows"][0]["sessions"], 3);
+    let swap = home.json(&["bench", "swap", "--model", SMOLLM2.0, "--other", GEMMA3.0, "--tokens", "200", "--new", "20", "--json"]);
+    assert!(swap["bits_agree"] == true && swap["restored_tokens"].as_u64().unwrap() > 200, "{swap}");
 }
 
 /// Forks share what they have in common, garbage goes, and damage is found and named.

@@ -120,6 +120,7 @@ impl Actor {
             guest: Some(GuestContents { state: guest_state(), module: &self.module, memory: &self.memory }),
             pools: self.pools.iter().map(pool_contents).collect(),
             sessions: self.sessions.iter().map(Timeline::contents).collect(),
+            journal: &[],
             notes: BTreeMap::from([("why".to_owned(), serde_json::json!("test"))]),
         }
     }

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The stream that continues exactly this base, from the journals of dead processes; the longest one if there are several. The journal of
-/// a process that lives, the caller's own included, is ignored. Records that a killed writer left torn are no error: they are not there.
+/// a process that lives is ignored, and those of `own` are not even looked into. Records that a killed writer left torn are no error: they are not there.
 ///
 /// # Errors
 /// If a journal cannot be read, or [`Error::FutureVersion`]: it may have what is looked for.
-pub fn left_behind(folder: &Path, base: &Base) -> Result<Option<Left>, Error> {
+pub fn left_behind(folder: &Path, own: &[PathBuf], base: &Base) -> Result<Option<Left>, Error> {
     let mut longest: Option<Left> = None;
-    for path in journals(folder)? {
+    for path in journals(folder)?.into_iter().filter(|path| !own.contains(path)) {
         let Some(file) = open(&path)? else { continue };
         let has_it = |left: Vec<Left>| left.into_iter().filter(|left| left.base == *base).max_by_key(|left| left.records.len());
         // Living journals are looked into, too: only where one has it is there something to wait for.

@@ -2,7 +2,8 @@
 //!
 //! Its state is the transcript and one session. On each message it renders the whole transcript by the model's chat template and
 //! feeds the session only what is new (`feed`). When the context is full it drops its oldest turns, prefills again and says so
-//! (`fit`). How tokens are chosen comes from the settings (`sampling`).
+//! (`fit`). How tokens are chosen comes from the settings (`sampling`). When the setting "model" names another model it opens a session
+//! there and renders the transcript anew; of what it leaves behind it remembers text and tokens, for the way back (`former`).
 //!
 //! Settings, besides those of `sampling`: "system" and, read once, "context_max" and "kv" (f16, f32 or q8); "max_tokens" (512).
 #![cfg_attr(target_family = "wasm", no_std)]
@@ -12,6 +13,7 @@ extern crate alloc;
 
 mod feed;
 mod fit;
+mod former;
 mod sampling;
 
 use alloc::{format, string::String, vec::Vec};
@@ -21,11 +23,12 @@ use driftwood_guest::{
 };
 use feed::{Fed, Feed};
 use fit::Room;
+use former::Formers;
 use sampling::Sampling;
 
 const MAX_TOKENS: u32 = 512;
 
-actor!(chat);
+actor!(chat, model_changed = model_changed);
 
 static CHAT: State<Chat> = State::new();
 
@@ -37,10 +40,14 @@ struct Chat {
     /// User and assistant in turns, the user first.
     turns: Vec<Message>,
     session: Option<Session>,
+    /// The name of its model.
+    model: String,
     /// What text the session stands for; none if it must be compared token by token.
     fed: Option<Fed>,
     /// What the session's sampler was set from.
     sampling: Option<Sampling>,
+    /// What sessions on other models stood for when they were closed.
+    formers: Formers,
 }
 
 fn chat(message: &str) -> Result<()> {
@@ -57,21 +64,49 @@ fn chat(message: &str) -> Result<()> {
     })
 }
 
+/// Brings the conversation to another model.
+fn model_changed() -> Result<()> {
+    CHAT.with(Chat::change_model)
+}
+
 impl Chat {
     /// Answers the user's turn that stands last in the transcript.
     fn answer(&mut self) -> Result<()> {
-        let session = match self.session.take() {
-            Some(session) => session,
-            None => self.begin()?,
-        };
-        let answered = self.answer_in(&session);
-        self.session = Some(session);
-        answered
+        self.in_session(Chat::answer_in)
     }
 
-    /// Reads what only the first message decides, and opens the session.
-    fn begin(&mut self) -> Result<Session> {
-        self.system = setting::<String>("system")?.filter(|text| !text.is_empty()).map(Message::system);
+    /// Has the model that the settings name read the transcript, if there is one.
+    fn change_model(&mut self) -> Result<()> {
+        if self.turns.is_empty() { Ok(()) } else { self.in_session(Chat::read_in) }
+    }
+
+    /// Works in the session, which is on the model that the settings name now.
+    fn in_session(&mut self, work: impl FnOnce(&mut Chat, &Session) -> Result<()>) -> Result<()> {
+        let model = setting_or("model", String::new())?;
+        let session = match self.session.take() {
+            Some(session) if self.model == model => session,
+            Some(former) => self.move_to(model, &former).and_then(|()| self.open())?,
+            None => {
+                self.system = setting::<String>("system")?.filter(|text| !text.is_empty()).map(Message::system);
+                self.model = model;
+                self.open()?
+            }
+        };
+        let worked = work(self, &session);
+        self.session = Some(session);
+        worked
+    }
+
+    /// Remembers what a session stood for before it is closed.
+    fn move_to(&mut self, model: String, former: &Session) -> Result<()> {
+        let tokens = former.tokens(0)?;
+        self.formers.leave(core::mem::replace(&mut self.model, model), self.fed.take(), tokens);
+        self.sampling = None;
+        Ok(())
+    }
+
+    /// Opens a session. One on a model that was left before begins with what it stood for then, whose keys and values the host may have.
+    fn open(&mut self) -> Result<Session> {
         let kv = match setting::<String>("kv")?.as_deref() {
             None | Some("f16") => Kv::F16,
             Some("f32") => Kv::F32,
@@ -79,13 +114,28 @@ impl Chat {
             Some(other) => return Err(Error::Failed(format!("the setting kv can't be \"{other}\"; say f16, f32 or q8"))),
         };
         let options = SessionOptions { kv, context_max: setting_or("context_max", 0)? };
-        Session::open(&Model::default(), options)
+        let session = Session::open(&Model::default(), options)?;
+        if let Some((fed, tokens)) = self.formers.come_back(&self.model)
+            && tokens.len() as u32 <= session.context()?
+        {
+            session.append(&tokens)?;
+            self.fed = Some(fed);
+        }
+        Ok(session)
+    }
+
+    /// Evaluates the transcript, to the end of its last turn.
+    fn read_in(&mut self, session: &Session) -> Result<()> {
+        let rendering = self.feed(session, setting_or("max_tokens", MAX_TOKENS)?, false)?;
+        session.prefill(&[])?;
+        self.fed = Some(Fed { text: rendering, end: None });
+        Ok(())
     }
 
     fn answer_in(&mut self, session: &Session) -> Result<()> {
         let max_tokens = setting_or("max_tokens", MAX_TOKENS)?;
         self.set_sampler(session)?;
-        let rendering = self.feed(session, max_tokens)?;
+        let rendering = self.feed(session, max_tokens, true)?;
         let generated = session.generate(&Generate { max_tokens, stream: true, ..Generate::default() })?;
         tell(generated.finish);
         self.keep(session, rendering, generated)
@@ -101,10 +151,10 @@ impl Chat {
         Ok(())
     }
 
-    /// Brings the session to where the reply begins, dropping turns where they don't fit. Answers the rendering that it then stands for.
-    fn feed(&mut self, session: &Session, max_tokens: u32) -> Result<String> {
+    /// Brings the session to where the reply begins, or with no `prompt` to the end of the last turn, dropping turns where they don't fit. Answers the rendering that it then stands for.
+    fn feed(&mut self, session: &Session, max_tokens: u32, prompt: bool) -> Result<String> {
         let room = Room::new(session.context()?, max_tokens);
-        let fitted = fit::fit(&self.turns, room, |turns| self.plan(session, turns))?;
+        let fitted = fit::fit(&self.turns, room, |turns| self.plan(session, turns, prompt))?;
         self.fed = None;
         self.turns.drain(..2 * fitted.dropped);
         session.truncate(fitted.feed.kept)?;
@@ -117,10 +167,13 @@ impl Chat {
     }
 
     /// What must be fed so that the session stands for the system prompt and these turns.
-    fn plan(&self, session: &Session, turns: &[Message]) -> Result<Feed> {
+    fn plan(&self, session: &Session, turns: &[Message], prompt: bool) -> Result<Feed> {
+        if turns.is_empty() {
+            return Ok(Feed { kept: 0, tokens: Vec::new(), rendering: String::new() });
+        }
         let messages: Vec<Message> = self.system.iter().chain(turns).cloned().collect();
         let model = session.model();
-        let rendering = model.render(&messages, true)?;
+        let rendering = model.render(&messages, prompt)?;
         if let Some((fed, rest)) = self.fed.as_ref().and_then(|fed| Some((fed, fed.rest_of(&rendering)?))) {
             let tokens = model.tokenize_continuation(rest)?;
             return Ok(fed.continued(session.length()?, tokens, rendering));

@@ -25,7 +25,7 @@ const SYSTEM: &str = "You are a judge. Answer every question with yes or no, and
 const YES: [&str; 5] = ["Yes", "yes", "YES", " Yes", " yes"];
 const NO: [&str; 5] = ["No", "no", "NO", " No", " no"];
 
-actor!(judge);
+actor!(judge, model_changed = model_changed);
 
 static BENCH: State<Option<Bench>> = State::new();
 
@@ -49,6 +49,12 @@ fn judge(question: &str) -> Result<()> {
         let answer = if verdict.is_yes(setting_or("temperature", 0.0)?, chance) { "yes" } else { "no" };
         reply(&Object::new().text("answer", answer).decimal("p_yes", verdict.p_yes(), 4).finish())
     })
+}
+
+/// The next question opens a bench on the new model.
+fn model_changed() -> Result<()> {
+    BENCH.with(|bench| *bench = None);
+    Ok(())
 }
 
 impl Bench {

@@ -2,7 +2,12 @@
 
 pub mod boundary;
 pub mod decode;
+pub mod fork;
+pub mod journal;
 pub mod kv;
+mod machine;
+pub mod swap;
+pub mod wake;
 
 use crate::catalogue;
 use crate::cli::Globals;
@@ -18,7 +23,11 @@ const EXAMPLES: &str = "\
 Examples:
   driftwood bench decode --tokens 24,512,4096
   driftwood bench kv --model gemma3-270m --tokens 24,512,2048,4096 --json
-  driftwood bench boundary --json";
+  driftwood bench fork --tokens 8000 --forks 1000 --json
+  driftwood bench wake --actors 10000 --json
+  driftwood bench boundary --json
+  driftwood bench journal --sessions 1,32 --json
+  driftwood bench swap --model smollm2-135m --other gemma3-270m --json";
 
 /// The benches.
 #[derive(Debug, Subcommand)]
@@ -28,8 +37,16 @@ pub enum BenchCommand {
     Kv(kv::KvArgs),
     /// Prefill and decoding at several depths
     Decode(decode::DecodeArgs),
+    /// A thousand forks, asleep, awake and at rest
+    Fork(fork::ForkArgs),
+    /// Waking one of many actors at rest
+    Wake(wake::WakeArgs),
     /// What it costs to drive the model from inside an actor
     Boundary(boundary::BoundaryArgs),
+    /// Changing an actor's model and coming back, against reading all again
+    Swap(swap::SwapArgs),
+    /// Recording every token durably before it is shown, against not recording it
+    Journal(journal::JournalArgs),
 }
 
 /// Flags of all benches.
@@ -54,7 +71,11 @@ pub fn run(globals: &Globals, command: &BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Kv(args) => kv::run(globals, args),
         BenchCommand::Decode(args) => decode::run(globals, args),
+        BenchCommand::Fork(args) => fork::run(globals, args),
+        BenchCommand::Wake(args) => wake::run(globals, args),
         BenchCommand::Boundary(args) => boundary::run(globals, args),
+        BenchCommand::Swap(args) => swap::run(globals, args),
+        BenchCommand::Journal(args) => journal::run(globals, args),
     }
 }
 
