@@ -1,6 +1,7 @@
 //! What a turn, and an actor with a prompt that others have, write to the state folder: what is new. Needs `DRIFTWOOD_MODELS`.
 //!
 //! With `DRIFTWOOD_SOAK=1`, as `cargo xtask soak` says, at 4,000 tokens and with a hundred actors.
+#![allow(clippy::print_stdout, reason = "the ratios are what one wants to read")]
 
 mod common;
 

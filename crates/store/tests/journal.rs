@@ -220,7 +220,7 @@ fn journals_are_counted_and_a_damaged_first_page_is_told() {
         let mut altered = bytes.clone();
         altered[at] ^= 1;
         std::fs::write(&path, &altered).unwrap();
-        assert_eq!(journal_files(folder.path()).unwrap().damaged, [path.clone()], "byte {at}");
+        assert_eq!(journal_files(folder.path()).unwrap().damaged, std::slice::from_ref(&path), "byte {at}");
         assert_eq!(found(folder.path(), "ada").map(|records| records.len()), Some(2), "records are there all the same");
     }
     for unfinished in [&[][..], &bytes[..4000], &[0; 8192]] {
