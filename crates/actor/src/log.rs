@@ -78,7 +78,7 @@ impl Journals {
     /// The journal for streams that begin now.
     fn own(&self) -> Result<Arc<Journal>, Error> {
         let mut held = self.held();
-        if let Some(journal) = held.current.as_ref().filter(|journal| journal.len_bytes() < JOURNAL_BYTES_ENOUGH) {
+        if let Some(journal) = held.current.as_ref().filter(|journal| journal.len_bytes() < JOURNAL_BYTES_ENOUGH && !journal.has_failed()) {
             return Ok(journal.clone());
         }
         let journal = Journal::create(&self.folder, self.durability)?;
@@ -127,10 +127,10 @@ impl Log {
     /// # Errors
     /// As [`Log::append`].
     pub(crate) fn accept(&mut self, message: &[u8], overrides: &BTreeMap<String, String>) -> Result<(), Error> {
-        self.in_message = true;
         self.append(&message_record(message, overrides))?;
-        self.accepted = true;
-        self.wait()
+        self.wait()?; // if that fails nobody was told that the message is recorded: it is dropped with the stream
+        (self.accepted, self.in_message) = (true, true);
+        Ok(())
     }
 
     /// Appends a record. It becomes durable soon.
@@ -187,23 +187,20 @@ impl Log {
         records_of(recordings).iter().try_for_each(|record| self.append(record))
     }
 
-    /// A head holds all that was recorded: what follows continues that one.
-    ///
-    /// # Errors
-    /// If the journal cannot be written any more.
-    pub(crate) fn rebase(&mut self, base: Base) -> Result<(), Error> {
+    /// A head holds all that was recorded: what follows continues that one. Whether the journal can still be told so makes no difference: nobody
+    /// goes on from a head that was replaced.
+    pub(crate) fn rebase(&mut self, base: Base) {
         self.base = base;
         self.of_use = false;
-        if let Some(stream) = self.stream.take() {
-            stream.end()?;
-        }
-        Ok(())
+        let _ = self.stream.take().map(Stream::end);
     }
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
-        if let Some(stream) = self.stream.take().filter(|_| !self.of_use && !self.in_message) {
+        // A message that was accepted and never begun, since its actor could not be woken, is withdrawn: whoever sent it was told of an error.
+        let under_way = self.in_message && !self.accepted;
+        if let Some(stream) = self.stream.take().filter(|_| !self.of_use && !under_way) {
             let _ = stream.end(); // nobody loses anything by records of messages that failed
         }
     }

@@ -100,7 +100,7 @@ impl Host {
     pub(crate) fn rebase(&mut self, name: &str, base: Base, journals: &Journals) -> Result<(), Error> {
         let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
         match &mut actor.log {
-            Some(log) => log.rebase(base)?,
+            Some(log) => log.rebase(base),
             none => *none = Some(Log::new(journals.clone(), base)),
         }
         match (&actor.parked, &mut actor.log) {

@@ -11,7 +11,7 @@ use crate::limits::NAME_BYTES_MAX;
 use crate::log::{Journals, Log, pack, records_of};
 use crate::{Error, FreezeReport, Host, IdentityRule, Message, ThawOptions, ThawReport};
 use driftwood_snapshot::{self as snapshot, Existing, Manifest, Snapshot};
-use driftwood_store::{Base, Chunks, Durability, Head, Swept, sweep_journals};
+use driftwood_store::{Base, Chunks, Durability, Error as StoreError, Flawed, Head, JournalFiles, Swept, sweep_journals};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -152,13 +152,41 @@ impl StateFolder {
         }
     }
 
-    /// Removes chunks that no actor names any more. Waits for saves that are under way, and they for it.
+    /// Removes chunks that no actor names any more, and journals that no actor goes on from. Waits for saves that are under way, and they for it.
     ///
     /// # Errors
     /// If a head is damaged: nothing is removed then.
     pub fn sweep(&self) -> Result<Swept, Error> {
+        // First what reads every head: a journal stays as long as the head that it continues may come back from a backup.
+        let swept = self.chunks.sweep(|| self.heads())?;
         sweep_journals(self.journals.folder(), |name| Head::hash_of(&self.actors.join(name).join(HEAD_FILE)).ok())?;
-        self.chunks.sweep(|| self.heads())
+        Ok(swept)
+    }
+
+    /// How many journals there are, of how many bytes, and which are damaged.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn journal_files(&self) -> Result<JournalFiles, Error> {
+        Ok(driftwood_store::journal_files(self.journals.folder())?)
+    }
+
+    /// Reads everything that rests here and says what is missing or altered: in all actors, each with what it names, and in journals.
+    ///
+    /// # Errors
+    /// If a folder cannot be read.
+    pub fn check(&self) -> Result<Vec<Flawed>, Error> {
+        let mut flawed = self.chunks.check(&self.heads()?);
+        for listed in self.list()? {
+            if let Some((Form::File | Form::Imported, head)) = at_rest(&self.actors.join(&listed.name))
+                && let Err(error) = Snapshot::open(&head).and_then(|file| file.verify_all(1))
+            {
+                flawed.push(Flawed { head, error: error.into() });
+            }
+        }
+        let damaged = self.journal_files()?.damaged;
+        flawed.extend(damaged.into_iter().map(|path| Flawed { error: StoreError::BadJournal { path: path.clone() }, head: path }));
+        Ok(flawed)
     }
 
     /// All actors, by name. Their files are not opened.

@@ -8,7 +8,7 @@ use crate::Error;
 use crate::gpu::ResidentKv;
 use crate::limits::KV_POOL_BYTES_MAX;
 use crate::packed::{Packed, UnsavedRows, fill, packed_bytes, tiles};
-use crate::saved::{Piece, Pieces, Run, SavedKv};
+use crate::saved::{Piece, Pieces, Run, SavedKv, WHOLE_BLOCK, parting_block};
 use crate::session::{RestoredBlock, RestoredPiece};
 use driftwood_compute::gpu::{Gpu, Window};
 use driftwood_compute::{KV_BLOCK_TOKENS, KvDType, KvLayout};
@@ -303,10 +303,22 @@ impl Kv {
     ) -> Result<SavedKv, E> {
         let blocks = self.blocks[..tokens.div_ceil(KV_BLOCK_TOKENS)].to_vec();
         let rows = |index: usize| (tokens - index * KV_BLOCK_TOKENS).min(KV_BLOCK_TOKENS);
-        let plans: Vec<_> = blocks.iter().enumerate().map(|(index, block)| block.pieces.plan(rows(index), &is_kept)).collect();
+        let mut plans: Vec<_> = blocks.iter().enumerate().map(|(index, block)| block.pieces.plan(rows(index), &is_kept)).collect();
         let unsaved = (0..blocks.len()).filter(|index| plans[*index].iter().any(|run| matches!(run, Run::Unsaved { .. })));
+        let unsaved: Vec<usize> = unsaved.collect();
         let mut hashes = Vec::new();
-        self.read::<E>(&unsaved.collect::<Vec<_>>(), threads, |group| {
+        let mut shared = 0; // blocks from the first on that others have saved, too
+        self.read::<E>(&unsaved, threads, |group| {
+            for &(index, bytes) in group {
+                if index != shared || plans[index] != WHOLE_BLOCK {
+                    continue;
+                }
+                if is_kept(&UnsavedRows::new(self.layout, bytes, 0, KV_BLOCK_TOKENS).hash()) {
+                    shared += 1;
+                } else if shared > 0 {
+                    plans[index] = parting_block();
+                }
+            }
             let runs = |&(index, bytes): &(usize, _)| {
                 plans[index].iter().filter_map(move |run| match *run {
                     Run::Unsaved { from, tokens } => Some(UnsavedRows::new(self.layout, bytes, from, tokens)),

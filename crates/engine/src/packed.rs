@@ -36,6 +36,15 @@ impl<'a> UnsavedRows<'a> {
         packed_bytes(self.layout, self.tokens)
     }
 
+    /// What they are saved under.
+    pub(crate) fn hash(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for slice in self.slices() {
+            hasher.update(slice);
+        }
+        *hasher.finalize().as_bytes()
+    }
+
     /// The bytes, in slices one after the other.
     pub fn slices(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let UnsavedRows { layout, block, from, tokens } = *self;

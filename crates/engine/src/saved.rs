@@ -66,6 +66,15 @@ pub(crate) enum Run {
     Unsaved { from: usize, tokens: usize },
 }
 
+/// The plan of a full block of which nothing is saved.
+pub(crate) const WHOLE_BLOCK: [Run; 1] = [Run::Unsaved { from: 0, tokens: KV_BLOCK_TOKENS }];
+
+/// The plan of the block in which a session parts from others whose blocks up to here are the same: in pieces, so that those who part in it
+/// from the same prompt share its beginning.
+pub(crate) fn parting_block() -> Vec<Run> {
+    runs(&[None; KV_BLOCK_TOKENS])
+}
+
 impl Pieces {
     /// Pieces that stand one after the other from row 0 on.
     pub(crate) fn in_order(pieces: impl IntoIterator<Item = Piece>) -> Pieces {
@@ -98,7 +107,7 @@ impl Pieces {
         let runs = runs(&cover(&pieces, rows));
         let none_saved = !runs.iter().any(|run| matches!(run, Run::Saved(_)));
         if rows == KV_BLOCK_TOKENS && (none_saved || runs.len() > KV_FULL_BLOCK_PIECES_MAX) {
-            return vec![Run::Unsaved { from: 0, tokens: rows }];
+            return WHOLE_BLOCK.to_vec();
         }
         runs
     }

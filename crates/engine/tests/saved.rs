@@ -184,6 +184,23 @@ fn forks_save_for_each_other() {
     }
 }
 
+/// Who saves a prompt that others have saved cuts the block in which they part: the third shares its first pieces with the second.
+#[test]
+fn sessions_with_one_prompt_share_it_up_to_a_piece() {
+    let (model, mut store) = (MODEL.clone(), Store::default());
+    let prompt = tokens(1, 2 * 64 + 40);
+    let mut actor = |seed: usize| {
+        let session = session_of(&model, KvDType::F16, &[&prompt[..], &tokens(seed, 64 + 24)].concat());
+        store.save_and_note(&session);
+        let before = store.0.len();
+        (session, before)
+    };
+    let all: Vec<(Session, usize)> = (2..6).map(&mut actor).collect();
+    let new = |index: usize| all[index].1 - all[index - 1].1;
+    assert_eq!(all[0].1, 4, "whole blocks");
+    assert_eq!((new(1), new(2), new(3)), (4 + 1, 2 + 1, 2 + 1), "the parting block in pieces, of which two are shared");
+}
+
 #[test]
 fn nothing_is_noted_before_its_time() {
     let mut store = Store::default();
@@ -217,7 +234,7 @@ fn restored_pieces_count_as_saved() {
         assert_eq!(store.save(&restored).1, [7], "of a block that was mapped: {map}");
     }
     store.0.remove(&saved.blocks()[1][0].hash).unwrap();
-    assert_eq!(store.save(&session).1, [64, 64, 12], "nothing was noted");
+    assert_eq!(store.save(&session).1, [64, 16, 16, 16, 16, 12], "nothing was noted; what differs from what is saved is cut");
 }
 
 #[test]

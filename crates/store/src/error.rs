@@ -60,6 +60,15 @@ pub enum Error {
         /// What is allowed.
         bytes_max: usize,
     },
+    /// A journal does not begin as one.
+    #[error(
+        "the journal {} is damaged: its first page was altered after it was written; resume the actors that were cut off, then run `driftwood store gc`",
+        .path.display()
+    )]
+    BadJournal {
+        /// The file.
+        path: PathBuf,
+    },
     /// A journal grew to its bound.
     #[error("the journal {} has reached its bound of {bytes_max} bytes; let the messages that are under way end first", .path.display())]
     JournalFull {

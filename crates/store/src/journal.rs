@@ -17,7 +17,7 @@ mod left;
 mod record;
 mod writer;
 
-pub use left::{left_behind, sweep_journals};
+pub use left::{JournalFiles, journal_files, left_behind, sweep_journals};
 pub use record::{Base, JOURNAL_BYTES_MAX, JOURNAL_VERSION, Left, RECORD_BYTES_MAX};
 
 use record::{Kind, Record, check_len, first_page};
@@ -94,6 +94,11 @@ impl Journal {
     /// If the disk refuses, or did so before: nothing becomes durable any more then.
     pub fn wait(&self, sequence: u64) -> Result<(), Error> {
         self.shared.wait(sequence)
+    }
+
+    /// Whether the disk has refused: nothing becomes durable here any more.
+    pub fn has_failed(&self) -> bool {
+        self.shared.has_failed()
     }
 
     /// Bytes that are in use. While streams are open the file only grows: far below [`JOURNAL_BYTES_MAX`], let new streams begin in

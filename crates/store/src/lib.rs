@@ -26,7 +26,8 @@ pub use error::Error;
 pub use head::{HEAD_VERSION, Head, HeadGuest, HeadMemory, HeadPiece, HeadSession, PAGE_BYTES, Published, write_ids};
 pub use history::{HISTORY_HEADS_MAX, HeadTurn, History, Text, write_turns};
 pub use journal::{
-    Base, Durability, JOURNAL_BYTES_MAX, JOURNAL_VERSION, Journal, Left, RECORD_BYTES_MAX, Stream, left_behind, sweep_journals,
+    Base, Durability, JOURNAL_BYTES_MAX, JOURNAL_VERSION, Journal, JournalFiles, Left, RECORD_BYTES_MAX, Stream, journal_files,
+    left_behind, sweep_journals,
 };
 pub use summary::Summary;
 pub use sweep::{Flawed, Stats, Swept};

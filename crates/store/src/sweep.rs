@@ -56,11 +56,12 @@ impl Chunks {
         let (mut present, mut past) = (HashMap::new(), HashMap::new());
         let mut seen = HashSet::new();
         for path in heads {
-            self.each_head(path, &mut seen, &mut |former, chunk| {
+            let walked = self.each_head(path, &seen, &mut |former, chunk| {
                 let named: &mut HashMap<(PackId, u64), u64> = if former { &mut past } else { &mut present };
                 stats.named_bytes += if former { 0 } else { chunk.len_bytes };
                 named.insert((chunk.pack, chunk.at_bytes), chunk.len_bytes);
             })?;
+            seen.extend(walked);
         }
         stats.former_heads = seen.len();
         stats.unique_bytes = present.values().sum();
@@ -82,9 +83,10 @@ impl Chunks {
         let mut live: HashSet<PackId> = HashSet::new();
         let mut seen = HashSet::new();
         for path in heads()? {
-            self.each_head(&path, &mut seen, &mut |_, chunk| {
+            let walked = self.each_head(&path, &seen, &mut |_, chunk| {
                 live.insert(chunk.pack);
             })?;
+            seen.extend(walked);
         }
         let mut swept = Swept::default();
         for (pack, path, bytes) in self.pack_files()? {
@@ -112,14 +114,17 @@ impl Chunks {
         Ok(removed)
     }
 
-    /// Reads everything that heads and those before them name, each chunk once, and says what is missing or altered.
+    /// Reads everything that heads and those before them name, each chunk once unless it is flawed, and says what is missing or altered: of each
+    /// head, even where several name one chunk.
     pub fn check(&self, heads: &[PathBuf]) -> Vec<Flawed> {
         let mut known: BTreeSet<Chunk> = BTreeSet::new();
         let mut seen = HashSet::new();
-        let mut flawed = Vec::new();
+        let mut flawed: Vec<Flawed> = Vec::new();
         for path in heads {
+            let first = flawed.len();
             let mut missed: BTreeSet<Chunk> = BTreeSet::new(); // one head after the other names the same chunks
-            let walked = self.each_head(path, &mut seen, &mut |_, chunk| {
+            let mut flaw = |error| flawed.push(Flawed { head: path.clone(), error });
+            let walked = self.each_head(path, &seen, &mut |_, chunk| {
                 if known.contains(&chunk) || missed.contains(&chunk) {
                     return;
                 }
@@ -127,34 +132,33 @@ impl Chunks {
                     Ok(_) => drop(known.insert(chunk)),
                     Err(error) => {
                         missed.insert(chunk);
-                        flawed.push(Flawed { head: path.clone(), error });
+                        flaw(error);
                     }
                 }
             });
-            let told = |error: &Error| flawed.iter().any(|flaw| flaw.head == *path && flaw.error.to_string() == error.to_string());
-            if let Err(error) = walked
-                && !told(&error)
-            {
-                flawed.push(Flawed { head: path.clone(), error });
+            let told = |error: &Error| flawed[first..].iter().any(|flaw| flaw.error.to_string() == error.to_string());
+            match walked {
+                Ok(walked) if flawed.len() == first => seen.extend(walked),
+                Err(error) if !told(&error) => flawed.push(Flawed { head: path.clone(), error }),
+                _ => {} // whoever shares this past has its flaws, too
             }
         }
         flawed
     }
 
     /// Shows `visit` every chunk that a head and those before it name, and whether a former one does. Former heads that `seen` has, and
-    /// what they follow, are left out.
-    fn each_head(&self, path: &Path, seen: &mut HashSet<Hash>, visit: &mut dyn FnMut(bool, Chunk)) -> Result<(), Error> {
+    /// what they follow, are left out. Answers the former heads that were not.
+    fn each_head(&self, path: &Path, seen: &HashSet<Hash>, visit: &mut dyn FnMut(bool, Chunk)) -> Result<Vec<Hash>, Error> {
         let mut history = Head::read(path)?.history(self);
-        let mut upcoming = None;
+        let mut walked = Vec::new();
         while let Some(head) = history.next() {
-            self.named_by(&head?)?.into_iter().for_each(|chunk| visit(upcoming.is_some(), chunk));
-            seen.extend(upcoming);
-            upcoming = history.upcoming();
-            if upcoming.is_some_and(|hash| seen.contains(&hash)) {
-                break;
+            self.named_by(&head?)?.into_iter().for_each(|chunk| visit(!walked.is_empty(), chunk));
+            match history.upcoming() {
+                Some(hash) if !seen.contains(&hash) => walked.push(hash),
+                _ => break,
             }
         }
-        Ok(())
+        Ok(walked)
     }
 
     /// Every chunk that a head names, pages of memory included.

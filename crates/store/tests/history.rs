@@ -140,6 +140,22 @@ fn a_damaged_past_is_told_and_stops_a_sweep() {
     }
 }
 
+/// Each head whose past is damaged is named, also where another has the same past.
+#[test]
+fn a_damaged_past_is_told_of_all_who_share_it() {
+    let root = tempfile::tempdir().unwrap();
+    let chunks = Chunks::open(root.path()).unwrap();
+    let heads = chain(&chunks);
+    let names = ["one", "two", "three"];
+    let paths: Vec<_> = names.iter().map(|name| published(root.path(), name, &heads[3])).collect();
+    assert!(chunks.check(&paths).is_empty());
+    let chunk = heads[1].turns.unwrap();
+    let pack = root.path().join("packs").join(format!("{}.pack", chunk.pack));
+    std::fs::OpenOptions::new().write(true).open(pack).unwrap().write_all_at(b"!", chunk.at_bytes + 30).unwrap();
+    let flawed = chunks.check(&paths);
+    assert_eq!(flawed.iter().map(|flaw| &flaw.head).collect::<Vec<_>>(), paths.iter().collect::<Vec<_>>());
+}
+
 /// What a chain may not say, and what each gives.
 #[test]
 fn hostile_chains_are_refused() {

@@ -1,7 +1,7 @@
 //! Journals on a real disk: what processes leave behind, found, left alone or removed; and one that is killed.
 
 use driftwood_snapshot::{ActorId, Hash};
-use driftwood_store::{Base, Durability, Error, JOURNAL_VERSION, Journal, Left, left_behind, sweep_journals};
+use driftwood_store::{Base, Durability, Error, JOURNAL_VERSION, Journal, JournalFiles, Left, journal_files, left_behind, sweep_journals};
 use proptest::prelude::*;
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
@@ -207,6 +207,26 @@ fn a_sweep_removes_what_continues_nothing() {
     let refused = left_behind(folder.path(), &[], &base("ada"));
     assert!(matches!(refused, Err(Error::FutureVersion { found, .. }) if found == JOURNAL_VERSION + 1));
     assert_eq!(sweep_journals(folder.path(), |_| None).unwrap(), 1);
+}
+
+#[test]
+fn journals_are_counted_and_a_damaged_first_page_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(journal_files(&folder.path().join("none")).unwrap(), JournalFiles::default());
+    let bytes = leave(folder.path(), &[("ada", 2)]);
+    assert_eq!(journal_files(folder.path()).unwrap(), JournalFiles { files: 1, bytes: bytes.len() as u64, damaged: vec![] });
+    let path = only_file(folder.path());
+    for at in [0, 18, 4095] {
+        let mut altered = bytes.clone();
+        altered[at] ^= 1;
+        std::fs::write(&path, &altered).unwrap();
+        assert_eq!(journal_files(folder.path()).unwrap().damaged, std::slice::from_ref(&path), "byte {at}");
+        assert_eq!(found(folder.path(), "ada").map(|records| records.len()), Some(2), "records are there all the same");
+    }
+    for unfinished in [&[][..], &bytes[..4000], &[0; 8192]] {
+        std::fs::write(&path, unfinished).unwrap();
+        assert!(journal_files(folder.path()).unwrap().damaged.is_empty(), "its writer was killed before it was one");
+    }
 }
 
 #[test]

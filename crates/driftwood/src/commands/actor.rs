@@ -6,7 +6,7 @@ use crate::commands::{inspect, swap};
 use crate::decode::ms_since;
 use crate::interrupt::Replying;
 use crate::{catalogue, guests, output};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use driftwood_actor::{ActorFolder, Exactness, JOURNAL_LOGITS, Listed, Message, Rewound, ThawOptions};
 use driftwood_store::Summary;
@@ -221,9 +221,9 @@ fn send(globals: &Globals, args: &SendArgs) -> Result<()> {
     }
     let replying = Replying::watch(stage.host.interrupt_handle())?;
     let sent = replying.run(|| actors::send(&mut stage.host, message, args.json));
-    let outcome = sent?;
+    let outcome = sent.map_err(|error| if is_of_disk(&error) { error.context(recorded(&args.name)) } else { error })?;
     let start = Instant::now();
-    folder.save(&mut stage.host)?;
+    folder.save(&mut stage.host).with_context(|| recorded(&args.name))?;
     if args.json {
         return output::json(&json!({
             "reply": String::from_utf8_lossy(&outcome.reply),
@@ -234,6 +234,15 @@ fn send(globals: &Globals, args: &SendArgs) -> Result<()> {
         }));
     }
     if outcome.reply.ends_with(b"\n") { Ok(()) } else { output::line("") }
+}
+
+/// Whether it was the disk that ended a message, which its journal then still has.
+fn is_of_disk(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(driftwood_actor::Error::Store(_))))
+}
+
+fn recorded(name: &str) -> String {
+    format!("the message is recorded, and `driftwood actor resume {name}` finishes it")
 }
 
 fn resume(globals: &Globals, args: &ResumeArgs) -> Result<()> {

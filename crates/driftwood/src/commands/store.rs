@@ -6,8 +6,10 @@ use crate::failure::mistake;
 use crate::output;
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use driftwood_actor::StateFolder;
+use driftwood_actor::{Listed, StateFolder};
+use driftwood_store::Flawed;
 use serde_json::json;
+use std::path::Path;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,7 +52,9 @@ pub fn run(globals: &Globals, command: &StoreCommand) -> Result<()> {
 
 fn stats(state: &StateFolder, args: &StoreArgs) -> Result<()> {
     let stats = state.chunks().stats(&state.heads()?)?;
+    let journals = state.journal_files()?;
     let ratio = stats.unique_bytes as f64 / stats.named_bytes.max(1) as f64;
+    let file_ratio = stats.file_bytes as f64 / (stats.unique_bytes + stats.history_bytes).max(1) as f64;
     if args.json {
         return output::json(&json!({
             "actors": stats.heads,
@@ -60,14 +64,19 @@ fn stats(state: &StateFolder, args: &StoreArgs) -> Result<()> {
             "history_bytes": stats.history_bytes,
             "former_heads": stats.former_heads,
             "file_bytes": stats.file_bytes,
+            "file_ratio": file_ratio,
             "files": stats.files,
+            "journals": journals.files,
+            "journal_bytes": journals.bytes,
         }));
     }
     let bytes = output::human_bytes;
     output::line(&format!("{} actors name {}", stats.heads, bytes(stats.named_bytes)))?;
     output::line(&format!("of which {} are different ({:.1}%)", bytes(stats.unique_bytes), 100.0 * ratio))?;
     output::line(&format!("{} former heads name {} more, to which actors can be rewound", stats.former_heads, bytes(stats.history_bytes)))?;
-    output::line(&format!("in {} files of {}", stats.files, bytes(stats.file_bytes)))
+    let times = format!("{file_ratio:.2} times what is named in them");
+    output::line(&format!("in {} files of {}, {times}", stats.files, bytes(stats.file_bytes)))?;
+    output::line(&format!("{} journals of {} tell of messages that are under way or were cut off", journals.files, bytes(journals.bytes)))
 }
 
 fn collect(state: &StateFolder, args: &StoreArgs) -> Result<()> {
@@ -79,17 +88,23 @@ fn collect(state: &StateFolder, args: &StoreArgs) -> Result<()> {
 }
 
 fn check(state: &StateFolder, args: &StoreArgs) -> Result<()> {
-    let heads = state.heads()?;
-    let flawed = output::spinning("reading", || state.chunks().check(&heads));
-    let lines: Vec<_> = flawed.iter().map(|flaw| json!({ "head": flaw.head, "error": flaw.error.to_string() })).collect();
+    let actors = state.list()?;
+    let flawed = output::spinning("reading", || state.check())?;
+    let line = |flaw: &Flawed| json!({ "actor": actor_of(&flaw.head, &actors), "head": flaw.head, "error": flaw.error.to_string() });
     if args.json {
-        output::json(&json!({ "actors": heads.len(), "flawed": lines }))?;
+        output::json(&json!({ "actors": actors.len(), "flawed": flawed.iter().map(line).collect::<Vec<_>>() }))?;
     } else {
         flawed.iter().try_for_each(|flaw| output::line(&format!("{}: {}", flaw.head.display(), flaw.error)))?;
     }
     match flawed.len() {
         0 if args.json => Ok(()),
-        0 => output::line(&format!("{} actors are intact", heads.len())),
-        many => Err(mistake(format!("{many} chunks or heads are missing or altered; restore them from a backup, or remove those actors"))),
+        0 => output::line(&format!("{} actors are intact", actors.len())),
+        many => Err(mistake(format!("{many} times something is missing or altered; restore it from a backup, or remove those actors"))),
     }
+}
+
+/// Whose file it is; none of a journal's, which many actors share.
+fn actor_of<'a>(file: &Path, actors: &'a [Listed]) -> Option<&'a str> {
+    let folder = file.parent()?.file_name()?;
+    actors.iter().map(|actor| actor.name.as_str()).find(|name| *name == folder)
 }

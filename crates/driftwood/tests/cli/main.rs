@@ -2,6 +2,8 @@
 //!
 //! Tests with models read them from the folder `DRIFTWOOD_MODELS`; `cargo xtask test` fetches them there.
 
+#[cfg(target_os = "linux")]
+mod faults;
 mod golden;
 mod gpu;
 mod journeys;

@@ -63,14 +63,42 @@ pub fn sweep_journals(folder: &Path, head_of: impl Fn(&str) -> Option<Hash>) -> 
     Ok(removed)
 }
 
-/// The streams that are open in a journal, from its beginning.
+/// All journals of a folder, those of living processes included.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JournalFiles {
+    /// How many there are.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those that do not begin as a journal does: the disk has altered what was written once.
+    pub damaged: Vec<PathBuf>,
+}
+
+/// Counts journals, and looks at the first page of each.
+///
+/// # Errors
+/// If the folder or a journal cannot be read.
+pub fn journal_files(folder: &Path) -> Result<JournalFiles, Error> {
+    let mut found = JournalFiles::default();
+    for path in journals(folder)? {
+        let Some(mut file) = open(&path)? else { continue };
+        let read = |e| Error::system("read", &path, e);
+        (found.files, found.bytes) = (found.files + 1, found.bytes + file.metadata().map_err(read)?.len());
+        if read_version(&mut file).map_err(read)? == Version::Damaged {
+            found.damaged.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// The streams that are open in a journal, from its beginning. Records are checked one by one: a damaged first page takes none of them away.
 fn streams(mut file: &File, path: &Path, wanted: impl Fn(&Base) -> bool) -> Result<Vec<Left>, Error> {
     let read = |e| Error::system("read", path, e);
     file.rewind().map_err(read)?;
     match read_version(&mut file).map_err(read)? {
         Version::None => Ok(Vec::new()),
         Version::Future(found) => Err(Error::FutureVersion { path: path.to_owned(), found, supported: JOURNAL_VERSION }),
-        Version::Known => read_streams(BufReader::with_capacity(256 << 10, file), wanted).map_err(read),
+        Version::Known | Version::Damaged => read_streams(BufReader::with_capacity(256 << 10, file), wanted).map_err(read),
     }
 }
 

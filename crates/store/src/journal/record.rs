@@ -131,6 +131,8 @@ pub(crate) enum Version {
     Future(u32),
     /// None: its writer was killed before it was one.
     None,
+    /// Something that no writer put there.
+    Damaged,
 }
 
 /// What a process left of one stream.
@@ -151,9 +153,10 @@ pub(crate) fn read_version(from: &mut impl Read) -> IoResult<Version> {
     let line = page.split(|&byte| byte == b'\n').next().and_then(|line| std::str::from_utf8(line).ok());
     let version = line.and_then(|line| line.strip_prefix(MAGIC)?.strip_prefix(' ')?.parse().ok());
     Ok(match version {
-        Some(JOURNAL_VERSION) => Version::Known,
+        Some(JOURNAL_VERSION) if page[..] == first_page() => Version::Known,
         Some(found) if found > JOURNAL_VERSION => Version::Future(found),
-        _ => Version::None,
+        _ if page.iter().all(|&byte| byte == 0) => Version::None,
+        _ => Version::Damaged,
     })
 }
 
@@ -295,9 +298,9 @@ mod tests {
         let table = [
             (first_page(), Version::Known),
             (page("driftwood-journal 2\n"), Version::Future(2)),
-            (page("driftwood-journal 0\n"), Version::None),
-            (page("driftwood-journal 1"), Version::None),
-            (page("driftwood-head 1\n"), Version::None),
+            (page("driftwood-journal 0\n"), Version::Damaged),
+            (page("driftwood-journal 1"), Version::Damaged),
+            (page("driftwood-head 1\n"), Version::Damaged),
             (vec![0; 4096], Version::None),
             (first_page()[..4095].to_vec(), Version::None),
             (Vec::new(), Version::None),

@@ -111,6 +111,10 @@ impl Shared {
         Ok(())
     }
 
+    pub fn has_failed(&self) -> bool {
+        held(&self.state).failure.is_some()
+    }
+
     /// Bytes of the pass that is under way.
     pub fn len_bytes(&self) -> u64 {
         held(&self.state).len_bytes()
