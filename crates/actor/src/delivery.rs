@@ -47,6 +47,8 @@ struct Running {
     wall: Duration,
     reply: ReplyShown,
     parked: bool,
+    /// How it ended, while the journal is not on disk that says so.
+    settling: Option<Ended>,
 }
 
 /// How much of a reply was shown, and how much may be.
@@ -80,6 +82,7 @@ impl Delivery {
             self.poll_all(host, listener);
             host.runtime().guests_run(false);
             self.step_all(host);
+            self.wait_for_disk();
         }
         self.results.into_iter().map(|r| r.expect("every message was handled")).collect()
     }
@@ -109,20 +112,32 @@ impl Delivery {
             let mut at = 0;
             while at < self.running.len() {
                 let running = &mut self.running[at];
-                if !running.parked
-                    && let Some(result) = running.poll(listener)
+                if running.is_computing()
+                    && let Some(ended) = running.poll(listener)
                 {
+                    running.settle(host, ended);
+                }
+                if let Some(ended) = running.take_settled() {
                     let done = self.running.swap_remove(at);
                     let index = done.index;
-                    self.results[index] = Some(done.end(host, result, listener));
+                    self.results[index] = Some(done.end(host, ended, listener));
                     continue;
                 }
-                computing |= !self.running[at].parked;
+                computing |= self.running[at].is_computing();
                 at += 1;
             }
             if !computing || started.elapsed() >= STEP_PATIENCE {
                 return;
             }
+        }
+    }
+
+    /// Waits for the journal where nobody has anything else to do.
+    fn wait_for_disk(&mut self) {
+        if self.running.iter().all(|running| running.settling.is_some())
+            && let Some(first) = self.running.first()
+        {
+            first.wait_for_disk();
         }
     }
 
@@ -150,8 +165,8 @@ impl Running {
             }
         };
         let (handling, started): (Handling, _) = (Box::pin(instance.handle(kind, fuel)), Instant::now());
-        let (reply, parked) = (ReplyShown::default(), false);
-        Ok(Running { index, name, actor, handling, checkpoint, started, fuel, memory_limit_bytes, wall, reply, parked })
+        let (reply, parked, settling) = (ReplyShown::default(), false, None);
+        Ok(Running { index, name, actor, handling, checkpoint, started, fuel, memory_limit_bytes, wall, reply, parked, settling })
     }
 
     /// Lets the guest run until it parks, yields or ends.
@@ -191,33 +206,63 @@ impl Running {
         }
     }
 
-    /// Makes durable that the message was handled, and shows what is left of the reply; or notes that it was not.
-    fn settle(&mut self, ended: Ended, listener: Listener<'_>) -> Ended {
-        let done = matches!(ended, Ended::Returned(_, Ok(0)));
-        let parked = lock(&self.actor.desk).turn.as_ref().is_some_and(|turn| matches!(turn.noted, Some(Error::Parked { .. })));
-        let settled = match lock(&self.actor.desk).turn.as_mut().and_then(|turn| turn.tape.as_mut()) {
+    fn is_computing(&self) -> bool {
+        !self.parked && self.settling.is_none()
+    }
+
+    /// Notes how the message ended. What was handled waits for the disk, while others go on.
+    fn settle(&mut self, host: &mut Host, ended: Ended) {
+        let ended = match ended {
+            Ended::Returned(instance, Ok(0)) => match host.evaluate_replayed(&self.actor.desk) {
+                Ok(()) => Ended::Returned(instance, Ok(0)),
+                Err(error) => Ended::Failed(error),
+            },
+            ended => ended,
+        };
+        let done = ended.is_done();
+        let mut desk = lock(&self.actor.desk);
+        let parked = desk.turn.as_ref().is_some_and(|turn| matches!(turn.noted, Some(Error::Parked { .. })));
+        let noted = match desk.turn.as_mut().and_then(|turn| turn.tape.as_mut()) {
             Some(tape) if !parked => tape.end(done),
             _ => Ok(()),
         };
-        match settled {
-            Ok(()) => {
-                self.tell(listener, Duration::ZERO, done);
-                ended
-            }
+        self.settling = Some(match noted {
             Err(error) if done => Ended::Failed(error),
-            Err(_) => ended, // it failed before the journal did
+            _ => ended, // if it failed, it did before the journal could
+        });
+    }
+
+    /// How it ended, once that is on disk.
+    fn take_settled(&mut self) -> Option<Ended> {
+        let done = self.settling.as_ref()?.is_done();
+        let mut desk = lock(&self.actor.desk);
+        match desk.turn.as_mut().and_then(|turn| turn.tape.as_mut()?.log()) {
+            Some(log) if done => match log.is_settled()? {
+                Ok(()) => self.settling.take(),
+                Err(error) => {
+                    self.settling = None;
+                    Some(Ended::Failed(error))
+                }
+            },
+            _ => self.settling.take(),
+        }
+    }
+
+    fn wait_for_disk(&self) {
+        if let Some(log) = lock(&self.actor.desk).turn.as_mut().and_then(|turn| turn.tape.as_mut()?.log()) {
+            let _ = log.wait(); // who asks next is told
         }
     }
 
     /// Commits or rolls back, and gives the actor back to the host.
     fn end(mut self, host: &mut Host, ended: Ended, listener: Listener<'_>) -> Result<Outcome, Error> {
-        let ended = self.settle(ended, listener);
+        self.tell(listener, Duration::ZERO, ended.is_done());
         let Running { mut actor, handling, checkpoint, started, fuel, memory_limit_bytes, .. } = self;
         let result = match ended {
-            Ended::Returned(instance, Ok(0)) => host.evaluate_replayed(&actor.desk).map(|()| {
+            Ended::Returned(instance, Ok(0)) => {
                 let fuel_used = fuel - instance.store.get_fuel().unwrap_or(0).min(fuel);
-                actor.commit(instance, started.elapsed(), fuel_used)
-            }),
+                Ok(actor.commit(instance, started.elapsed(), fuel_used))
+            }
             Ended::Returned(instance, returned) => Err(actor.failure(&instance, returned, (fuel, memory_limit_bytes))),
             Ended::Failed(e) => Err(e),
         };
@@ -249,6 +294,13 @@ impl ReplyShown {
 enum Ended {
     Returned(Box<Instance>, wasmtime::Result<i32>),
     Failed(Error),
+}
+
+impl Ended {
+    /// Whether the message was handled.
+    fn is_done(&self) -> bool {
+        matches!(self, Ended::Returned(_, Ok(0)))
+    }
 }
 
 /// One step for all who wait for one model. If it fails, each is tried alone, so that only the guilty hear of it.

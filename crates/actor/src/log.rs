@@ -156,6 +156,12 @@ impl Log {
         self.stream.as_ref().is_none_or(|stream| stream.journal().durable() >= number)
     }
 
+    /// Whether all records are on disk; the error if they never will be, nothing while that is not known.
+    pub(crate) fn is_settled(&self) -> Option<Result<(), Error>> {
+        let failed = self.stream.as_ref().is_some_and(|stream| stream.journal().has_failed());
+        (failed || self.is_durable(self.last)).then(|| self.wait())
+    }
+
     /// Waits until all records are on disk.
     ///
     /// # Errors
@@ -167,7 +173,7 @@ impl Log {
         }
     }
 
-    /// Records the end of a message, and waits until that is on disk if it was handled.
+    /// Records the end of a message.
     ///
     /// # Errors
     /// As [`Log::append`].
@@ -175,7 +181,7 @@ impl Log {
         self.append(&[if done { DONE } else { UNDONE }])?;
         self.in_message = false;
         self.of_use |= done;
-        if done { self.wait() } else { Ok(()) }
+        Ok(())
     }
 
     /// Takes over the records of a process that died.

@@ -3,7 +3,7 @@
 //!
 //! Every third call fails for every change; with `DRIFTWOOD_SOAK=1`, as `cargo xtask soak` says, every one.
 
-use crate::support::{Home, models, refuse, said};
+use crate::support::{Home, SMOLLM2, models, refuse, said};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -254,8 +254,15 @@ fn own(path: &Path, owner: Option<u32>, mode: u32) {
 fn folders_that_cannot_be_written_are_said_and_can_be_read() {
     let scene = Scene::new();
     let owner = (scene.home.path("").metadata().unwrap().uid() == 0).then_some(NOBODY);
+    // The folder of the models may be for root alone.
+    let model = scene.home.path("models").join(SMOLLM2.1);
+    fs::create_dir(scene.home.path("models")).unwrap();
+    fs::copy(models().join(SMOLLM2.1), &model).unwrap();
+    own(&scene.home.path("models"), owner, 0o700);
+    own(&model, owner, 0o600);
     let run = |args: &[&str]| {
-        let mut command = scene.home.with_models(args);
+        let mut command = scene.home.command(args);
+        command.env("DRIFTWOOD_MODELS", scene.home.path("models"));
         if let Some(owner) = owner {
             command.uid(owner).gid(owner);
         }
