@@ -22,14 +22,14 @@ const RUNS: usize = 5;
 
 /// Tokens of a run: some from each of several pairs of sides, every pair with sessions and scratch memory of its own. Where these
 /// happen to lie moves a side's time by a percent either way, which would otherwise pass for the boundary.
-const PAIRS_PER_RUN: usize = 12;
+const PAIRS_PER_RUN: usize = 8;
 const SLICES_PER_PAIR: usize = 2;
 
 /// The two sides take turns after about so long: a shared machine drifts by some percent within a second, which would drown what is
 /// measured. A turn itself costs the guest's side some 20 µs, since what else hides behind a device's work does not at its edges: so not too short.
 const SLICE_MS: f64 = 60.0;
 
-/// Tokens of a slice, however long a step takes. A run is two slices of twelve pairs: at least 384 tokens.
+/// Tokens of a slice, however long a step takes. A run is two slices of eight pairs: at least 256 tokens.
 const SLICE_TOKENS: RangeInclusive<usize> = 16..=32;
 
 /// Tokens of the prompt. All of a run lies between 64 and 160 tokens: a session's second block of KV costs a device with memory of its own some
