@@ -61,18 +61,19 @@ impl Journals {
         &self.folder
     }
 
-    /// Messages that dead processes have recorded since a head, and that may have had an effect.
+    /// What dead processes have recorded since a head.
     ///
     /// # Errors
     /// If journals cannot be read, or this program did not write them.
-    pub(crate) fn left(&self, base: &Base) -> Result<Vec<Recording>, Error> {
+    pub(crate) fn left(&self, base: &Base) -> Result<Left, Error> {
         let own = {
             let held = self.held();
             let older = held.older.iter().filter_map(Weak::upgrade);
             held.current.iter().cloned().chain(older).map(|journal| journal.path().to_owned()).collect::<Vec<_>>()
         };
-        let left = left_behind(&self.folder, &own, base)?.map(|left| left.records).unwrap_or_default();
-        recordings(left.iter().map(Vec::as_slice))
+        let records = left_behind(&self.folder, &own, base)?.map(|left| left.records).unwrap_or_default();
+        let recordings = recordings(records.iter().map(Vec::as_slice))?;
+        Ok(Left { records, recordings })
     }
 
     /// The journal for streams that begin now.
@@ -93,6 +94,14 @@ impl Journals {
     }
 }
 
+/// What dead processes have left of an actor.
+#[derive(Debug)]
+pub(crate) struct Left {
+    records: Vec<Vec<u8>>,
+    /// The messages that may have had an effect.
+    pub recordings: Vec<Recording>,
+}
+
 /// Where an actor's recordings are made durable: its stream in the journal of this process, begun with the first record.
 #[derive(Debug)]
 pub(crate) struct Log {
@@ -111,6 +120,17 @@ impl Log {
     /// A log of what follows on a head.
     pub(crate) fn new(journals: Journals, base: Base) -> Log {
         Log { journals, base, stream: None, last: 0, accepted: false, of_use: false, in_message: false }
+    }
+
+    /// A log of what follows on what dead processes have left since a head. It has every record of theirs, those of messages that failed, too:
+    /// of several streams that continue one head the longest has all that the others have.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub(crate) fn after(journals: Journals, base: Base, left: &Left) -> Result<Log, Error> {
+        let mut log = Log::new(journals, base);
+        log.take_over(&left.records, !left.recordings.is_empty())?;
+        Ok(log)
     }
 
     /// Records a message that comes, unless [`Log::accept`] has.
@@ -146,7 +166,7 @@ impl Log {
         Ok(())
     }
 
-    /// The number of the last record.
+    /// The number of the last record of a message or an answer.
     pub(crate) fn last(&self) -> u64 {
         self.last
     }
@@ -156,13 +176,13 @@ impl Log {
         self.stream.as_ref().is_none_or(|stream| stream.journal().durable() >= number)
     }
 
-    /// Whether all records are on disk; the error if they never will be, nothing while that is not known.
+    /// Whether all answers are on disk; the error if they never will be, nothing while that is not known.
     pub(crate) fn is_settled(&self) -> Option<Result<(), Error>> {
         let failed = self.stream.as_ref().is_some_and(|stream| stream.journal().has_failed());
         (failed || self.is_durable(self.last)).then(|| self.wait())
     }
 
-    /// Waits until all records are on disk.
+    /// Waits until all answers are on disk.
     ///
     /// # Errors
     /// If they cannot be written.
@@ -173,24 +193,26 @@ impl Log {
         }
     }
 
-    /// Records the end of a message.
+    /// Records the end of a message. Nobody need wait for that: from the answers before it a replay comes to the same end.
     ///
     /// # Errors
     /// As [`Log::append`].
     pub(crate) fn end(&mut self, done: bool) -> Result<(), Error> {
+        let last = self.last;
         self.append(&[if done { DONE } else { UNDONE }])?;
+        self.last = last;
         self.in_message = false;
         self.of_use |= done;
         Ok(())
     }
 
-    /// Takes over the records of a process that died.
+    /// Takes over records that others have made.
     ///
     /// # Errors
     /// As [`Log::append`].
-    pub(crate) fn take_over(&mut self, recordings: &[Recording]) -> Result<(), Error> {
-        self.of_use |= !recordings.is_empty();
-        records_of(recordings).iter().try_for_each(|record| self.append(record))
+    pub(crate) fn take_over(&mut self, records: &[Vec<u8>], of_use: bool) -> Result<(), Error> {
+        self.of_use |= of_use;
+        records.iter().try_for_each(|record| self.append(record))
     }
 
     /// A head holds all that was recorded: what follows continues that one. Whether the journal can still be told so makes no difference: nobody

@@ -5,7 +5,7 @@ use crate::actor::Unfinished;
 use crate::delivery::Delivery;
 use crate::desk::{SharedDesk, lock};
 use crate::host::{Host, no_such};
-use crate::log::{Journals, Log};
+use crate::log::{Journals, Log, records_of};
 use crate::tape::Recording;
 use crate::{Error, Event, Message, Outcome};
 use driftwood_engine::{Logits, Session, Work};
@@ -79,7 +79,8 @@ impl Host {
         results.pop().expect("one message has one result")
     }
 
-    /// Gives up what was recorded of a parked actor: it is as it was before those messages. Once it is saved, nobody finds them again. Answers how many.
+    /// Gives up what was recorded of a parked actor: it is as it was before those messages. Once it is kept, nobody finds them again, and its
+    /// messages are recorded again. Answers how many.
     ///
     /// # Errors
     /// If there is none of that name.
@@ -87,6 +88,9 @@ impl Host {
         let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
         let given_up = actor.parked.take().map_or(0, |parked| parked.recordings.len());
         actor.past.given_up += given_up as u64;
+        if given_up > 0 {
+            actor.log = None; // what follows does not continue what is recorded
+        }
         Ok(given_up)
     }
 
@@ -104,17 +108,14 @@ impl Host {
             none => *none = Some(Log::new(journals.clone(), base)),
         }
         match (&actor.parked, &mut actor.log) {
-            (Some(parked), Some(log)) => log.take_over(&parked.recordings).and_then(|()| log.wait()),
+            (Some(parked), Some(log)) => log.take_over(&records_of(&parked.recordings), true).and_then(|()| log.wait()),
             _ => Ok(()),
         }
     }
 
-    /// Parks an actor with what a process that died has left of its messages, which goes to the journal of this process.
+    /// Parks an actor with what a process that died has left of its messages.
     pub(crate) fn take_left(&mut self, name: &str, recordings: Vec<Recording>) -> Result<(), Error> {
         let actor = self.actors.get_mut(name).ok_or_else(|| no_such(name))?;
-        if let Some(log) = actor.log.as_mut().filter(|_| !recordings.is_empty()) {
-            log.take_over(&recordings)?;
-        }
         actor.parked = (!recordings.is_empty()).then(|| Arc::new(Unfinished { recordings, ahead: Vec::new() }));
         Ok(())
     }

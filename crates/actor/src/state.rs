@@ -220,7 +220,7 @@ impl StateFolder {
         if form == Form::Head {
             let head = Head::read(&path)?;
             let base = Base { name: name.to_owned(), id: head.identity.id, head: Head::hash_of(&path)? };
-            let cut_off = !self.journals.left(&base)?.is_empty();
+            let cut_off = !self.journals.left(&base)?.recordings.is_empty();
             return Ok(InState { manifest: head.manifest(), path, bytes: head.named_bytes(), kv_bytes: head.kv_bytes(), cut_off });
         }
         let file = snapshot::inspect(&path)?;
@@ -343,10 +343,11 @@ impl ActorFolder {
     /// If the journal cannot be written, or there is a message to be resumed first.
     pub fn accept(&self, message: &Message) -> Result<(), Error> {
         let base = self.base()?;
-        if !self.journals.left(&base)?.is_empty() {
+        let left = self.journals.left(&base)?;
+        if !left.recordings.is_empty() {
             return Err(Error::Parked { name: self.name.clone() });
         }
-        let mut log = Log::new(self.journals.clone(), base);
+        let mut log = Log::after(self.journals.clone(), base, &left)?;
         log.accept(&message.bytes, &message.settings)?;
         *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(log);
         Ok(())
@@ -363,7 +364,7 @@ impl ActorFolder {
     /// If journals cannot be read.
     pub fn is_cut_off(&self) -> Result<bool, Error> {
         match self.at_rest() {
-            Some((Form::Head, _)) => Ok(!self.journals.left(&self.base()?)?.is_empty()),
+            Some((Form::Head, _)) => Ok(!self.journals.left(&self.base()?)?.recordings.is_empty()),
             _ => Ok(false),
         }
     }
@@ -375,8 +376,8 @@ impl ActorFolder {
         }
         let base = self.base()?;
         let left = self.journals.left(&base)?;
-        host.log_to(&self.name, Log::new(self.journals.clone(), base))?;
-        host.take_left(&self.name, left)
+        host.log_to(&self.name, Log::after(self.journals.clone(), base, &left)?)?;
+        host.take_left(&self.name, left.recordings)
     }
 
     /// The head that stands now, as journals name it.
@@ -432,7 +433,7 @@ impl ActorFolder {
         if form != Form::Head {
             return Ok(snapshot::import(&at_rest, path, existing)?);
         }
-        let journal = pack(&records_of(&self.journals.left(&self.base()?)?));
+        let journal = pack(&records_of(&self.journals.left(&self.base()?)?.recordings));
         Head::read(&at_rest)?.export(&self.chunks, path, existing, &journal)?;
         Ok(Snapshot::open(path)?)
     }

@@ -211,9 +211,9 @@ fn another_model_is_refused_or_prefilled_again() {
 #[test]
 fn sessions_outlive_a_lost_gpu() {
     let gpu = || Gpu::open(None).expect("this test needs a Vulkan driver: apt install mesa-vulkan-drivers");
-    let expected = go_on(&mut with_sessions_in(host_on(1, Some(gpu()))), "a");
+    let expected = go_on(&mut with_sessions_in(host_on(&[("tiny", 1)], Some(gpu()))), "a");
     let lost = gpu();
-    let mut host = with_sessions_in(host_on(1, Some(lost.clone())));
+    let mut host = with_sessions_in(host_on(&[("tiny", 1)], Some(lost.clone())));
     lost.device().destroy();
     let mut next = Script::default();
     assert_eq!(next.call("next", &[SESSION]).run(&mut host, "a").unwrap(), [MODEL_ERROR]);

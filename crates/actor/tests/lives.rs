@@ -7,13 +7,23 @@ mod tiny;
 
 use driftwood_actor::{Error, Existing, Host, Message, StateFolder, ThawOptions};
 use proptest::prelude::*;
-use tiny::{CONTEXT, Script, VOCABULARY, host, limits, spawn_caller};
+use tiny::{CONTEXT, Script, VOCABULARY, host_on, limits, spawn_caller_on};
 
+/// The models that the actors go to and fro between.
+const MODELS: [&str; 2] = ["tiny", "other"];
 /// The first session, and pages of memory that `call_any` leaves alone.
 const SESSION: u32 = 1;
 const TOKENS_AT: u32 = 131_072;
 const LOGITS_AT: u32 = TOKENS_AT + 8192;
 const RANDOM_AT: u32 = LOGITS_AT + 8192;
+
+fn host() -> Host {
+    host_on(&[(MODELS[0], 1), (MODELS[1], 2)], None)
+}
+
+fn thaw_options() -> ThawOptions {
+    ThawOptions { limits: limits(), models: MODELS.map(str::to_owned).to_vec(), ..ThawOptions::default() }
+}
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -23,6 +33,8 @@ enum Event {
     Cut(Talk, u64, GoOn),
     /// The others happen to one actor alone.
     Fail,
+    /// A message is cut in its first call and given up, maybe by another process.
+    GiveUp(Talk, bool),
     FreezeAndThaw,
     /// Kept in a state folder, whose garbage is collected: and the same actor goes on,
     Save,
@@ -33,8 +45,10 @@ enum Event {
     Die,
     /// It is saved, handles a message, is saved again, and taken back.
     Rewind(Talk),
-    /// Its model is changed, which a guest with open sessions refuses.
-    Swap,
+    /// It goes to a model that is not there, and stays as it was.
+    SwapToNone,
+    /// Both change their model, and open their first session anew on the other one.
+    Swap(u32),
 }
 
 /// What happens to an actor that is parked in the middle of a message.
@@ -71,13 +85,16 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     let go_on = prop_oneof![Just(GoOn::Here), Just(GoOn::Frozen), Just(GoOn::AfterDeath)];
     let cut = (talk.clone(), 1u64..30, go_on).prop_map(|(talk, calls, go_on)| Event::Cut(talk, calls, go_on));
     let rewind = talk.clone().prop_map(Event::Rewind);
+    let give_up = (talk.clone(), any::<bool>()).prop_map(|(talk, after_death)| Event::GiveUp(talk, after_death));
     let event = prop_oneof![
         3 => cut,
         1 => rewind,
-        1 => Just(Event::Swap),
+        1 => Just(Event::SwapToNone),
+        2 => (1u32..90).prop_map(Event::Swap),
         2 => Just(Event::Die),
         6 => talk.prop_map(Event::Talk),
         1 => Just(Event::Fail),
+        1 => give_up,
         1 => Just(Event::FreezeAndThaw),
         2 => Just(Event::Save),
         2 => Just(Event::Sleep),
@@ -101,6 +118,15 @@ fn script(talk: &Talk) -> Script {
     script
 }
 
+/// Takes an actor to the other model. It reads so many tokens there, which it has read before on every model but the first time.
+fn swap(host: &mut Host, name: &str, count: u32) -> Vec<i32> {
+    let other = MODELS.into_iter().find(|model| host.info(name).unwrap().settings["model"] != *model).unwrap();
+    host.swap_model(name, other, false, &mut |_| {}).unwrap();
+    let mut script = Script::default();
+    script.call("session_close", &[SESSION]).call("session_open", &[0, 0, 0, 0]).call("prefill", &[SESSION, TOKENS_AT, count]);
+    script.run(host, name).unwrap()
+}
+
 /// An actor that moves from host to host and from name to name.
 struct Wanderer {
     host: Host,
@@ -114,11 +140,10 @@ impl Wanderer {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("f");
         self.host.freeze(&self.name, &file, Existing::Refuse).unwrap();
-        self.host = host(1);
+        self.host = host();
         self.moves += 1;
         self.name = format!("thawed{}", self.moves);
-        let options = ThawOptions { limits: limits(), ..ThawOptions::default() };
-        let report = self.host.thaw(&file, &self.name, options).unwrap();
+        let report = self.host.thaw(&file, &self.name, thaw_options()).unwrap();
         assert_eq!(report.recomputed_tokens, 0);
     }
 
@@ -133,20 +158,22 @@ impl Wanderer {
         let state = StateFolder::open(self.root.path()).unwrap();
         let before = self.host.state_hash(&self.name).unwrap();
         self.save();
-        self.host = host(1);
-        let options = ThawOptions { limits: limits(), ..ThawOptions::default() };
-        let report = state.hold(&self.name).unwrap().thaw_into(&mut self.host, options).unwrap();
+        self.host = host();
+        let report = state.hold(&self.name).unwrap().thaw_into(&mut self.host, thaw_options()).unwrap();
         assert_eq!((report.recomputed_tokens, self.host.state_hash(&self.name).unwrap()), (0, before));
         assert!(state.chunks().check(&state.heads().unwrap()).is_empty());
     }
 
-    /// From the state folder, in a new host, as the process after one that died; what was left is resumed. Answers the last reply.
-    fn rise(&mut self) -> Option<Vec<u8>> {
-        self.host = host(1); // drops the journal's streams: what is not kept is left
+    /// From the state folder, in a new host, as the process after one that died.
+    fn wake(&mut self) {
+        self.host = host(); // drops the journal's streams: what is not kept is left
         let state = StateFolder::open(self.root.path()).unwrap();
-        let held = state.hold(&self.name).unwrap();
-        let options = ThawOptions { limits: limits(), ..ThawOptions::default() };
-        held.thaw_into(&mut self.host, options).unwrap();
+        state.hold(&self.name).unwrap().thaw_into(&mut self.host, thaw_options()).unwrap();
+    }
+
+    /// The same; what was left is resumed. Answers the last reply.
+    fn rise(&mut self) -> Option<Vec<u8>> {
+        self.wake();
         let outcomes = self.host.resume(&self.name, None, &mut |_| {}).unwrap();
         outcomes.last().map(|outcome| outcome.reply.clone())
     }
@@ -163,6 +190,23 @@ impl Wanderer {
 
     fn is_kept(&self) -> bool {
         StateFolder::open(self.root.path()).unwrap().hold(&self.name).is_ok()
+    }
+
+    fn give_up(&mut self, talk: &Talk, after_death: bool) {
+        if after_death || self.is_kept() {
+            self.save();
+        }
+        let before = self.host.state_hash(&self.name).unwrap();
+        let message = Message { park_after_calls: Some(1), ..Message::new(self.name.clone(), script(talk).message()) };
+        assert!(matches!(self.host.send(message, &mut |_| {}), Err(Error::Parked { .. })));
+        if after_death {
+            self.wake();
+        }
+        assert_eq!(self.host.discard(&self.name).unwrap(), 1);
+        assert_eq!(self.host.state_hash(&self.name).unwrap(), before);
+        if self.is_kept() {
+            self.save();
+        }
     }
 
     /// Handles a message that is cut in so many calls, and goes on.
@@ -191,17 +235,26 @@ impl Wanderer {
         let turn = self.host.info(&self.name).unwrap().messages_handled;
         script(talk).run(&mut self.host, &self.name).unwrap();
         self.save();
-        self.host = host(1);
+        self.host = host();
         let state = StateFolder::open(self.root.path()).unwrap();
         assert_eq!(state.hold(&self.name).unwrap().rewind(turn).unwrap().dropped_turns, 1);
         assert!(self.rise().is_none());
         assert_eq!(self.host.state_hash(&self.name).unwrap(), before);
     }
 
-    fn swap(&mut self) {
+    fn swap_to_none(&mut self) {
         let before = self.host.state_hash(&self.name).unwrap();
-        assert!(self.host.swap_model(&self.name, "other", false, &mut |_| {}).is_err());
+        assert!(self.host.swap_model(&self.name, "none", false, &mut |_| {}).is_err());
         assert_eq!(self.host.state_hash(&self.name).unwrap(), before);
+    }
+
+    fn swap(&mut self, count: u32) -> Vec<i32> {
+        let kept = self.is_kept();
+        let answers = swap(&mut self.host, &self.name, count);
+        if kept {
+            self.save(); // a swap is not in the journal
+        }
+        answers
     }
 
     fn fork(&mut self) {
@@ -221,43 +274,60 @@ impl Wanderer {
     }
 }
 
+/// Lives through events with a wanderer and an actor that nobody disturbs, whose answers and last state must be equal.
+fn live(events: &[Event]) {
+    let mut undisturbed = host();
+    spawn_caller_on(&mut undisturbed, "a", &MODELS);
+    let mut opening = Script::default();
+    opening.call("session_open", &[0, 0, 0, 0]).call("random", &[RANDOM_AT, 64]).call("prefill", &[SESSION, TOKENS_AT, 3]);
+    opening.run(&mut undisturbed, "a").unwrap();
+    undisturbed.fork("a", "wanderer").unwrap(); // the same random state
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("f");
+    undisturbed.freeze("wanderer", &file, Existing::Refuse).unwrap();
+    let mut wanderer = Wanderer { host: host(), name: "wanderer".into(), moves: 0, root: tempfile::tempdir().unwrap() };
+    wanderer.host.thaw(&file, "wanderer", thaw_options()).unwrap();
+    for event in events {
+        match event {
+            Event::Talk(talk) => {
+                let expected = script(talk).run(&mut undisturbed, "a").unwrap();
+                assert_eq!(script(talk).run(&mut wanderer.host, &wanderer.name).unwrap(), expected);
+            }
+            Event::Cut(talk, calls, go_on) => {
+                let expected = script(talk).run(&mut undisturbed, "a").unwrap();
+                let reply = wanderer.cut(talk, *calls, *go_on);
+                assert_eq!(script(talk).answers(&reply), expected);
+            }
+            Event::Die => wanderer.die(),
+            Event::Rewind(talk) => wanderer.rewind(talk),
+            Event::SwapToNone => wanderer.swap_to_none(),
+            Event::Swap(count) => {
+                let expected = swap(&mut undisturbed, "a", *count);
+                assert_eq!(wanderer.swap(*count), expected);
+            }
+            Event::Fail => wanderer.fail(),
+            Event::GiveUp(talk, after_death) => wanderer.give_up(talk, *after_death),
+            Event::FreezeAndThaw => wanderer.freeze_and_thaw(),
+            Event::Save => wanderer.save(),
+            Event::Sleep => wanderer.sleep(),
+            Event::Fork => wanderer.fork(),
+        }
+    }
+    assert_eq!(wanderer.host.state_hash(&wanderer.name).unwrap(), undisturbed.state_hash("a").unwrap());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_life_gives_the_state_of_an_undisturbed_one(events in events()) {
-        let mut undisturbed = host(1);
-        spawn_caller(&mut undisturbed, "a");
-        let mut opening = Script::default();
-        opening.call("session_open", &[0, 0, 0, 0]).call("random", &[RANDOM_AT, 64]).call("prefill", &[SESSION, TOKENS_AT, 3]);
-        opening.run(&mut undisturbed, "a").unwrap();
-        undisturbed.fork("a", "wanderer").unwrap(); // the same random state
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("f");
-        undisturbed.freeze("wanderer", &file, Existing::Refuse).unwrap();
-        let mut wanderer = Wanderer { host: host(1), name: "wanderer".into(), moves: 0, root: tempfile::tempdir().unwrap() };
-        wanderer.host.thaw(&file, "wanderer", ThawOptions { limits: limits(), ..ThawOptions::default() }).unwrap();
-        for event in &events {
-            match event {
-                Event::Talk(talk) => {
-                    let expected = script(talk).run(&mut undisturbed, "a").unwrap();
-                    prop_assert_eq!(script(talk).run(&mut wanderer.host, &wanderer.name).unwrap(), expected);
-                }
-                Event::Cut(talk, calls, go_on) => {
-                    let expected = script(talk).run(&mut undisturbed, "a").unwrap();
-                    let reply = wanderer.cut(talk, *calls, *go_on);
-                    prop_assert_eq!(script(talk).answers(&reply), expected);
-                }
-                Event::Die => wanderer.die(),
-                Event::Rewind(talk) => wanderer.rewind(talk),
-                Event::Swap => wanderer.swap(),
-                Event::Fail => wanderer.fail(),
-                Event::FreezeAndThaw => wanderer.freeze_and_thaw(),
-                Event::Save => wanderer.save(),
-                Event::Sleep => wanderer.sleep(),
-                Event::Fork => wanderer.fork(),
-            }
-        }
-        prop_assert_eq!(wanderer.host.state_hash(&wanderer.name).unwrap(), undisturbed.state_hash("a").unwrap());
+        live(&events);
     }
+}
+
+/// What a process takes over from one that died is shorter than what that one wrote, if messages failed: it must not be passed over.
+#[test]
+fn what_follows_a_message_that_failed_is_found() {
+    let cut = |talk, calls, go_on| Event::Cut(talk, calls, go_on);
+    live(&[Event::Die, Event::Fail, cut(Talk::Logits, 5, GoOn::Here), Event::Die, cut(Talk::Prefill(1), 1, GoOn::AfterDeath)]);
 }

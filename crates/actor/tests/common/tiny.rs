@@ -60,16 +60,16 @@ pub fn model_file(seed: u32) -> tempfile::NamedTempFile {
 
 /// A host whose model `tiny` is made from `seed`.
 pub fn host(seed: u32) -> Host {
-    host_on(seed, None)
+    host_on(&[("tiny", seed)], None)
 }
 
-/// The same, with the model on a GPU.
-pub fn host_on(seed: u32, gpu: Option<Arc<Gpu>>) -> Host {
-    let file = model_file(seed);
+/// A host with models of these names and seeds, on a GPU if one is given.
+pub fn host_on(models: &[(&'static str, u32)], gpu: Option<Arc<Gpu>>) -> Host {
+    let files: Vec<_> = models.iter().map(|(name, seed)| (*name, model_file(*seed))).collect();
     let device = Device { cpu: Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast)), gpu };
-    let models = move |name: &str| match name {
-        "tiny" => Ok(file.path().to_owned()),
-        _ => Err("only tiny is here".to_owned()),
+    let models = move |name: &str| {
+        let found = files.iter().find(|(n, _)| *n == name).map(|(_, file)| file.path().to_owned());
+        found.ok_or_else(|| "it is not here".to_owned())
     };
     Host::new(HostOptions { device, models: Box::new(models) }).unwrap()
 }
@@ -80,11 +80,17 @@ pub fn limits() -> Limits {
     Limits { fuel: 50_000_000, memory_bytes: 1 << 20, sessions: 6, tokens: 2000, kv_bytes: 1 << 20, wall, ..Limits::default() }
 }
 
-/// Spawns `call_any`.
+/// Spawns `call_any` on the model `tiny`.
 pub fn spawn_caller(host: &mut Host, name: &str) {
+    spawn_caller_on(host, name, &[]);
+}
+
+/// Spawns `call_any` on the model `tiny`, with these to choose from; none leaves it with that one.
+pub fn spawn_caller_on(host: &mut Host, name: &str, models: &[&str]) {
     let module = wat::parse_str(include_str!("../guests/call_any.wat")).unwrap().into();
     let settings = [("model".to_owned(), "tiny".to_owned())].into();
-    host.spawn(SpawnSpec { name: name.into(), module, settings, limits: limits(), models: Vec::new() }).unwrap();
+    let models = models.iter().map(|model| (*model).to_owned()).collect();
+    host.spawn(SpawnSpec { name: name.into(), module, settings, limits: limits(), models }).unwrap();
 }
 
 /// Names of host functions in the order of `call_any`.

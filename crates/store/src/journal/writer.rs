@@ -13,11 +13,15 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The file grows by this much: within it, syncing data need not sync the file's size and place, too.
 pub(super) const STEP_BYTES: u64 = 1 << 20;
 /// Whoever appends waits while more than this is not on its way to the disk.
 const BUFFER_BYTES_MAX: usize = 16 << 20;
+/// From the beginning of a sync to that of the next, where nobody waits for it: a sync takes some hundred microseconds from whoever computes on the
+/// same cores, and nobody reads faster.
+const SYNC_DISTANCE: Duration = Duration::from_millis(10);
 /// What is wiped of a pass that is over: a part of its first record is enough, and one sector is never torn.
 const WIPE_BYTES: usize = 512;
 
@@ -67,6 +71,8 @@ struct State {
     sequence: u64,
     /// The thread waits for work.
     asleep: bool,
+    /// Somebody waits for what is in the buffer.
+    urgent: bool,
     /// Nobody appends any more.
     closed: bool,
     failure: Option<Failure>,
@@ -106,7 +112,7 @@ impl Shared {
         let sequence = sequence.min(state.sequence);
         while self.durable() < sequence {
             state.check(self)?;
-            state = waited(&self.done, state);
+            state = self.hurried(state);
         }
         Ok(())
     }
@@ -176,10 +182,17 @@ impl Shared {
     fn with_room(&self) -> Result<MutexGuard<'_, State>, Error> {
         let mut state = held(&self.state);
         while state.buffer.len() > BUFFER_BYTES_MAX && state.failure.is_none() {
-            state = waited(&self.done, state);
+            state = self.hurried(state);
         }
         state.check(self)?;
         Ok(state)
+    }
+
+    /// Waits for the thread, which waits for nothing else then.
+    fn hurried<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.urgent = true;
+        self.work.notify_one();
+        waited(&self.done, state)
     }
 
     /// Wakes the thread if it sleeps: it need not be told twice. Answers the sequence number of the last record.
@@ -200,7 +213,11 @@ impl Shared {
     pub fn run(&self, mut disk: Box<dyn Disk>, syncs: bool) {
         let mut group = Group::default();
         let mut len_bytes = RECORDS_AT_BYTES + STEP_BYTES;
-        while self.take(&mut group) {
+        let mut next = Instant::now();
+        while self.take(&mut group, next) {
+            if syncs {
+                next = Instant::now() + SYNC_DISTANCE;
+            }
             let written = group.write(disk.as_mut(), syncs, &mut len_bytes);
             let mut state = held(&self.state);
             match written {
@@ -216,8 +233,8 @@ impl Shared {
         }
     }
 
-    /// Waits for something to write and takes all of it; false once there will be nothing any more.
-    fn take(&self, group: &mut Group) -> bool {
+    /// Waits for something to write, and until then where nobody is in a hurry, and takes all of it; false once there will be nothing any more.
+    fn take(&self, group: &mut Group, then: Instant) -> bool {
         let mut state = held(&self.state);
         while state.buffer.is_empty() && !state.wipe {
             if state.closed {
@@ -226,6 +243,11 @@ impl Shared {
             state.asleep = true;
             state = waited(&self.work, state);
         }
+        while !state.urgent && !state.closed {
+            let Some(early) = then.checked_duration_since(Instant::now()).filter(|early| !early.is_zero()) else { break };
+            state = self.work.wait_timeout(state, early).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.urgent = false;
         group.bytes.clear();
         std::mem::swap(&mut group.bytes, &mut state.buffer);
         (group.at_bytes, group.wipe, group.sequence) = (state.at_bytes, std::mem::take(&mut state.wipe), state.sequence);
