@@ -2,7 +2,7 @@
 //! `STATE/store`.
 //!
 //! Heads and chunks are immutable and published by rename, so they can be mapped while newer ones take their place. Folders are 0700, files
-//! 0600. Whoever works with an actor holds `flock` on its `lock` file, in which its program and process id stand for those who wait.
+//! 0600. Whoever works with an actor holds its lease.
 //! An import is a file of its own, `imported.safetensors`, until the actor is first saved here: it still carries its parent's identity.
 //! `actor.safetensors` is where the first version kept an actor; it is read, and gone with the next save.
 
@@ -11,11 +11,10 @@ use crate::limits::NAME_BYTES_MAX;
 use crate::log::{Journals, Log, pack, records_of};
 use crate::{Error, FreezeReport, Host, IdentityRule, Message, ThawOptions, ThawReport};
 use driftwood_snapshot::{self as snapshot, Existing, Manifest, Snapshot};
-use driftwood_store::{Base, Chunks, Durability, Error as StoreError, Flawed, Head, JournalFiles, Swept, sweep_journals};
-use rustix::fs::{FlockOperation, flock};
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use driftwood_store::{
+    Base, Chunks, Durability, Error as StoreError, Flawed, Head, JournalFiles, Lease, Leases, LockFiles, Swept, sweep_journals,
+};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -23,9 +22,6 @@ use std::time::SystemTime;
 pub(crate) const HEAD_FILE: &str = "head";
 const ACTOR_FILE: &str = "actor.safetensors";
 const IMPORTED_FILE: &str = "imported.safetensors";
-const LOCK_FILE: &str = "lock";
-/// Bytes that are read of what a holder wrote about itself.
-const HOLDER_BYTES_MAX: u64 = 256;
 
 /// Checks a name: 1 to 64 of `a-z 0-9 - _ .`, not beginning with a point or a dash, so that it is a file name and no option anywhere.
 ///
@@ -52,6 +48,7 @@ pub fn valid_name(name: &str) -> Result<(), Error> {
 pub struct StateFolder {
     actors: PathBuf,
     chunks: Arc<Chunks>,
+    leases: Arc<dyn Leases>,
     journals: Journals,
 }
 
@@ -90,7 +87,8 @@ impl StateFolder {
         let actors = root.join("actors");
         make_folder(&actors)?;
         let journals = Journals::new(root.join("journals"), Durability::Disk);
-        Ok(StateFolder { actors, chunks: Arc::new(Chunks::open(&root.join("store"))?), journals })
+        let leases = Arc::new(LockFiles::new(&actors));
+        Ok(StateFolder { actors, chunks: Arc::new(Chunks::open(&root.join("store"))?), leases, journals })
     }
 
     /// The same folder, where what is said is shown as soon as it survives so much. From the start it is a power cut.
@@ -204,7 +202,7 @@ impl StateFolder {
             }
             let Some((_, file)) = at_rest(&entry.path()) else { continue };
             let Ok(metadata) = file.metadata() else { continue }; // removed meanwhile
-            let held_by = holder(&entry.path().join(LOCK_FILE));
+            let held_by = self.leases.holder(&name);
             listed.push(Listed { name, modified: metadata.modified().ok(), held_by });
         }
         listed.sort_by(|a, b| a.name.cmp(&b.name));
@@ -268,23 +266,10 @@ impl StateFolder {
     /// Locks a name, whether or not there is an actor, and clears away what a killed process left.
     fn lock(&self, name: &str) -> Result<ActorFolder, Error> {
         valid_name(name)?;
-        let path = self.actors.join(name);
-        make_folder(&path)?;
-        let lock_path = path.join(LOCK_FILE);
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
-        let mut lock = open.map_err(|e| system("open the lock", &lock_path, e))?;
-        if let Err(e) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            if e != rustix::io::Errno::WOULDBLOCK {
-                return Err(system("lock", &lock_path, e.into()));
-            }
-            return Err(Error::Held { name: name.to_owned(), by: read_holder(&lock).unwrap_or_else(|| "another process".into()) });
-        }
-        if !same_file(&lock, &lock_path) {
-            return self.lock(name); // it was removed between opening and locking
-        }
-        write_holder(&mut lock).map_err(|e| system("write the lock", &lock_path, e))?;
-        let (name, chunks, journals, accepted) = (name.to_owned(), self.chunks.clone(), self.journals.clone(), Mutex::default());
-        let folder = ActorFolder { name, path, chunks, journals, accepted, _lock: lock };
+        let lease = self.leases.take(name).map_err(of_system)?;
+        let (name, path) = (name.to_owned(), self.actors.join(name));
+        let (chunks, journals, accepted) = (self.chunks.clone(), self.journals.clone(), Mutex::default());
+        let folder = ActorFolder { name, path, chunks, journals, accepted, lease };
         snapshot::remove_stale_temps(&folder.path)?;
         Ok(folder)
     }
@@ -299,7 +284,7 @@ pub struct ActorFolder {
     journals: Journals,
     /// What [`ActorFolder::accept`] has recorded.
     accepted: Mutex<Option<Log>>,
-    _lock: File,
+    lease: Box<dyn Lease>,
 }
 
 impl ActorFolder {
@@ -391,6 +376,7 @@ impl ActorFolder {
     /// # Errors
     /// As [`Host::keep`]; the former state stays then.
     pub fn save(&self, host: &mut Host) -> Result<FreezeReport, Error> {
+        self.lease.check()?;
         let report = host.keep(&self.name, &self.chunks, &self.head())?;
         host.rebase(&self.name, self.base()?, &self.journals)?;
         for former in [ACTOR_FILE, IMPORTED_FILE].map(|file| self.path.join(file)) {
@@ -419,6 +405,7 @@ impl ActorFolder {
         let tokens = |head: &Head| head.sessions.iter().map(|session| u64::from(session.tokens)).sum();
         let report = Rewound { turn, dropped_turns: present.turn() - former.turn(), tokens: (tokens(&present), tokens(&former)) };
         if report.dropped_turns > 0 {
+            self.lease.check()?;
             Head { identity: present.identity, given_up: present.given_up + 1, ..former }.publish(&path)?;
         }
         Ok(report)
@@ -477,43 +464,20 @@ fn at_rest(folder: &Path) -> Option<(Form, PathBuf)> {
     forms.map(|(form, file)| (form, folder.join(file))).into_iter().find(|(_, path)| path.is_file())
 }
 
-/// Whether the locked file is still the one at its path.
-fn same_file(lock: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let id = |m: std::io::Result<std::fs::Metadata>| m.ok().map(|m| (m.dev(), m.ino()));
-    let open = id(lock.metadata());
-    open.is_some() && open == id(std::fs::metadata(path))
-}
-
-/// Who holds a lock, if anybody does.
-fn holder(lock_path: &Path) -> Option<String> {
-    let lock = File::open(lock_path).ok()?;
-    match flock(&lock, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => None,
-        Err(_) => Some(read_holder(&lock).unwrap_or_else(|| "another process".into())),
-    }
-}
-
-fn read_holder(lock: &File) -> Option<String> {
-    let mut text = String::new();
-    lock.take(HOLDER_BYTES_MAX).read_to_string(&mut text).ok()?;
-    let text: String = text.trim().chars().filter(|c| !c.is_control()).collect();
-    (!text.is_empty()).then_some(text)
-}
-
-fn write_holder(lock: &mut File) -> std::io::Result<()> {
-    let program = std::env::args_os().next().unwrap_or_default();
-    let program = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    lock.set_len(0)?;
-    lock.write_all(format!("{program} (process {})\n", std::process::id()).as_bytes())
-}
-
 /// Makes a folder durably; if that fails, it is the system's fault.
 fn make_folder(path: &Path) -> Result<(), Error> {
-    snapshot::make_folder_durably(path).map_err(|e| match e {
-        snapshot::Error::System { operation, path, source } => Error::System { operation, path, source },
+    snapshot::make_folder_durably(path).map_err(|e| of_system(e.into()))
+}
+
+/// What the system answered, or who holds a name, as this crate says it.
+fn of_system(error: StoreError) -> Error {
+    match error {
+        StoreError::Held { name, by } => Error::Held { name, by },
+        StoreError::System { operation, path, source } | StoreError::Publish(snapshot::Error::System { operation, path, source }) => {
+            Error::System { operation, path, source }
+        }
         other => other.into(),
-    })
+    }
 }
 
 pub(crate) fn system(operation: &'static str, path: &Path, source: std::io::Error) -> Error {
@@ -555,6 +519,6 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
         let fresh = state.create("b").unwrap();
-        assert_eq!((mode(&root.path().join("actors")), mode(&fresh.path), mode(&fresh.path.join(LOCK_FILE))), (0o700, 0o700, 0o600));
+        assert_eq!((mode(&root.path().join("actors")), mode(&fresh.path), mode(&fresh.path.join("lock"))), (0o700, 0o700, 0o600));
     }
 }

@@ -163,3 +163,19 @@ fn a_save_writes_what_is_new_and_forks_share() {
     state.hold("b").unwrap().thaw_into(&mut host, ThawOptions::default()).unwrap();
     assert_eq!(reply(&mut host, "b", "m"), "3 3 m");
 }
+
+#[test]
+fn an_actor_whose_lock_was_removed_is_not_written_over() {
+    let root = tempfile::tempdir().unwrap();
+    let state = StateFolder::open(root.path()).unwrap();
+    let mut host = bare_host();
+    spawn(&mut host, "a", guest("counter"), tight(), &[]).unwrap();
+    let held = state.create("a").unwrap();
+    held.save(&mut host).unwrap();
+    std::fs::remove_dir_all(root.path().join("actors/a")).unwrap();
+    let other = state.create("a").unwrap();
+    let error = held.save(&mut host).unwrap_err();
+    assert!(matches!(error, Error::Store(driftwood_store::Error::LeaseLost { .. })), "{error}");
+    assert!(!other.head().exists());
+    other.save(&mut host).unwrap();
+}

@@ -3,7 +3,7 @@
 //!
 //! Hints are hints: heads name places themselves, so a lost or false hint costs a chunk written twice or a look in vain, never state.
 
-use crate::{Chunk, Error, PackId};
+use crate::{Chunk, Error, PackFolder, PackId, Packs};
 use driftwood_region::{DType, Region, Shape, View};
 use driftwood_snapshot::{Hash, make_folder_durably};
 use rustix::fs::{FlockOperation, flock};
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 #[derive(Debug)]
 pub struct Chunks {
     root: PathBuf,
+    pub(crate) packs: Box<dyn Packs>,
     mapped: Mutex<HashMap<PackId, Weak<Region>>>,
 }
 
@@ -26,10 +27,16 @@ impl Chunks {
     /// # Errors
     /// If it cannot be made.
     pub fn open(root: &Path) -> Result<Chunks, Error> {
-        for folder in [root.join("packs"), root.join("hints")] {
-            make_folder_durably(&folder)?;
-        }
-        Ok(Chunks { root: root.to_owned(), mapped: Mutex::default() })
+        Chunks::on(root, Box::new(PackFolder::open(&root.join("packs"))?))
+    }
+
+    /// The same, with packs that rest elsewhere: the folder has the hints of this machine, and the lock.
+    ///
+    /// # Errors
+    /// If the folder cannot be made.
+    pub fn on(root: &Path, packs: Box<dyn Packs>) -> Result<Chunks, Error> {
+        make_folder_durably(&root.join("hints"))?;
+        Ok(Chunks { root: root.to_owned(), packs, mapped: Mutex::default() })
     }
 
     /// The folder.
@@ -68,7 +75,7 @@ impl Chunks {
     /// Whether a chunk's file is there and long enough.
     pub(crate) fn is_there(&self, chunk: &Chunk) -> bool {
         let end = chunk.at_bytes + chunk.len_bytes;
-        std::fs::metadata(self.pack(chunk.pack)).is_ok_and(|metadata| metadata.len() >= end)
+        self.packs.len_bytes(chunk.pack).is_some_and(|len_bytes| len_bytes >= end)
     }
 
     fn map(&self, pack: PackId) -> Result<Option<Arc<Region>>, Error> {
@@ -76,23 +83,10 @@ impl Chunks {
         if let Some(region) = mapped.get(&pack).and_then(Weak::upgrade) {
             return Ok(Some(region));
         }
-        let path = self.pack(pack);
-        let region = match Region::map_path(&path) {
-            Ok(region) => Arc::new(region),
-            Err(_) if !path.exists() => return Ok(None),
-            Err(e) => return Err(Error::system("map", &path, std::io::Error::other(e))),
-        };
+        let Some(region) = self.packs.map(pack)?.map(Arc::new) else { return Ok(None) };
         mapped.retain(|_, region| region.strong_count() > 0);
         mapped.insert(pack, Arc::downgrade(&region));
         Ok(Some(region))
-    }
-
-    pub(crate) fn pack(&self, pack: PackId) -> PathBuf {
-        self.root.join("packs").join(format!("{pack}.pack"))
-    }
-
-    pub(crate) fn packs(&self) -> PathBuf {
-        self.root.join("packs")
     }
 
     pub(crate) fn hints(&self) -> PathBuf {

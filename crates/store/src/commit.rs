@@ -1,7 +1,7 @@
 //! New chunks on their way to the disk: hashed, looked up, and where nobody has them, written; durable before a head may name them.
 
 use crate::{Chunk, Chunks, Error, PackId};
-use driftwood_snapshot::{ActorId, Existing, Hash, Temp};
+use driftwood_snapshot::{ActorId, Hash, Temp};
 use rustix::fs::FlockOperation;
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -134,8 +134,9 @@ impl Commit<'_> {
     /// If the disk refuses.
     pub fn seal(&mut self) -> Result<(), Error> {
         let files: Vec<PackFile> = self.files.iter().filter_map(|file| held(file).take()).collect();
+        let packs = &*self.chunks.packs;
         std::thread::scope(|scope| {
-            let others: Vec<_> = files.into_iter().map(|file| scope.spawn(move || file.temp.publish(Existing::Refuse))).collect();
+            let others: Vec<_> = files.into_iter().map(|file| scope.spawn(move || packs.publish(file.id, file.temp))).collect();
             others.into_iter().try_for_each(|done| done.join().expect("publishing does not panic"))
         })?;
         for chunk in std::mem::take(&mut *held(&self.fresh)).into_values() {
@@ -163,7 +164,7 @@ impl PackFile {
     fn new(chunks: &Chunks) -> Result<PackFile, Error> {
         let id = ActorId::mint()?.0;
         let id = PackId(u64::from_le_bytes([id[0], id[1], id[2], id[3], id[4], id[5], id[6], id[7]]));
-        Ok(PackFile { id, temp: Temp::beside(&chunks.pack(id))?, len_bytes: 0 })
+        Ok(PackFile { id, temp: chunks.packs.create(id)?, len_bytes: 0 })
     }
 
     fn append(&mut self, hash: Hash, bytes: &[u8]) -> Result<Chunk, Error> {

@@ -52,6 +52,20 @@ pub enum Error {
         /// The newest that this crate reads.
         supported: u32,
     },
+    /// Somebody has it.
+    #[error("`{name}` is held by {by}; end that first, or wait until it is done")]
+    Held {
+        /// What was asked for.
+        name: String,
+        /// Who has it.
+        by: String,
+    },
+    /// Somebody else may have it by now.
+    #[error("the lock {} was taken away while it was held: nothing was written; look who removes files there, then run the command again", .path.display())]
+    LeaseLost {
+        /// The lock.
+        path: PathBuf,
+    },
     /// More than one record of a journal takes.
     #[error("a record of {bytes} bytes is longer than a journal takes ({bytes_max}); use shorter messages")]
     LongRecord {

@@ -67,9 +67,8 @@ impl Chunks {
         stats.unique_bytes = present.values().sum();
         past.retain(|place, _| !present.contains_key(place));
         stats.history_bytes = past.values().sum();
-        for (_, _, bytes) in self.pack_files()? {
-            (stats.files, stats.file_bytes) = (stats.files + 1, stats.file_bytes + bytes);
-        }
+        let usage = self.packs.usage()?;
+        (stats.files, stats.file_bytes) = (usage.files, usage.bytes);
         Ok(stats)
     }
 
@@ -88,15 +87,8 @@ impl Chunks {
             })?;
             seen.extend(walked);
         }
-        let mut swept = Swept::default();
-        for (pack, path, bytes) in self.pack_files()? {
-            if pack.is_none_or(|pack| !live.contains(&pack)) {
-                std::fs::remove_file(&path).map_err(|e| E::from(Error::system("remove", &path, e)))?;
-                (swept.files, swept.bytes) = (swept.files + 1, swept.bytes + bytes);
-            }
-        }
-        swept.hints = self.sweep_hints(&live)?;
-        Ok(swept)
+        let removed = self.packs.sweep(&|pack| live.contains(&pack))?;
+        Ok(Swept { files: removed.files, bytes: removed.bytes, hints: self.sweep_hints(&live)? })
     }
 
     fn sweep_hints(&self, live: &HashSet<PackId>) -> Result<usize, Error> {
@@ -169,21 +161,10 @@ impl Chunks {
         }
         Ok(named)
     }
-
-    /// All files of chunks with their sizes; what is none (a dead writer's, while nobody commits) has no id.
-    fn pack_files(&self) -> Result<Vec<(Option<PackId>, PathBuf, u64)>, Error> {
-        let mut files = Vec::new();
-        for path in entries(&self.packs())? {
-            let id = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".pack")?.parse().ok());
-            let Ok(metadata) = path.metadata() else { continue }; // removed meanwhile
-            files.push((id, path, metadata.len()));
-        }
-        Ok(files)
-    }
 }
 
 /// The paths in a folder.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let list = |e| Error::system("read the folder", folder, e);
     std::fs::read_dir(folder).map_err(list)?.map(|entry| entry.map(|entry| entry.path()).map_err(list)).collect()
 }
