@@ -3,17 +3,17 @@
 //! The engine's own loop and a guest's loop (`guest/bench/bench.wat`) take turns on one model, from the same prompt, with the same sampler, and
 //! must choose the same tokens. In the logits case the guest has the logits written into its memory and samples from there.
 
+use super::guest::{self, LOGITS, NEXT, REWIND, TELL};
 use super::{Common, prompt};
 use crate::cli::Globals;
 use crate::decode::{Runner, median, ms_since};
-use crate::{actors, guests, output};
+use crate::{actors, output};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use driftwood_actor::{Host, Limits, Message, SpawnSpec};
+use driftwood_actor::Host;
 use driftwood_compute::KvDType;
 use driftwood_engine::Session;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
@@ -38,13 +38,6 @@ const PROMPT_TOKENS: usize = 64;
 
 /// The one actor.
 const ACTOR: &str = "bench";
-
-/// What the guest is asked to do, as its first word.
-const OPEN: u32 = 0;
-const NEXT: u32 = 1;
-const LOGITS: u32 = 2;
-const TELL: u32 = 3;
-const REWIND: u32 = 4;
 
 /// Flags of `bench boundary`.
 #[derive(Args, Debug)]
@@ -137,7 +130,7 @@ fn warm_up(engine: &mut EngineSide, actor: &mut ActorSide) -> Result<usize> {
 /// not count: a GPU has the next step of the one in its queue when the other begins, but for the first.
 fn alternate(engine: &mut EngineSide, actor: &mut ActorSide, how: u32, slice_tokens: usize) -> Result<[f64; 2]> {
     engine.rewind()?;
-    actor.send(REWIND, &[])?;
+    actor.rewind()?;
     let (mut engine_ms, mut actor_ms) = (Vec::new(), Vec::new());
     let mut failed = None;
     let mut started = Instant::now();
@@ -214,34 +207,23 @@ struct ActorSide {
 impl ActorSide {
     fn open(globals: &Globals, runner: &Runner, prompt: &[u32]) -> Result<ActorSide> {
         let mut host = actors::host(globals)?;
-        let model = runner.model.clone();
-        let settings = BTreeMap::from([("model".to_owned(), model.name().to_owned())]);
-        host.add_model(model);
-        let module = guests::BENCH.into();
-        host.spawn(SpawnSpec { name: ACTOR.to_owned(), module, settings, limits: Limits::default(), models: Vec::new() })?;
-        let mut side = ActorSide { host };
-        side.send(OPEN, prompt)?;
-        Ok(side)
+        host.add_model(runner.model.clone());
+        guest::open(&mut host, runner, ACTOR, prompt)?;
+        Ok(ActorSide { host })
     }
 
     fn tokens(&mut self) -> Result<Vec<u32>> {
-        let reply = self.send(TELL, &[])?;
+        let reply = guest::ask(&mut self.host, ACTOR, &[TELL])?;
         Ok(reply.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect())
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        guest::ask(&mut self.host, ACTOR, &[REWIND]).map(drop)
     }
 
     /// Takes so many tokens; `heard` is called after each slice of them.
     fn steps(&mut self, how: u32, tokens: usize, slice_tokens: usize, heard: &mut dyn FnMut()) -> Result<()> {
-        self.send_words(&[how, tokens as u32, slice_tokens as u32], heard).map(drop)
-    }
-
-    /// Sends what to do, how many words follow, and them.
-    fn send(&mut self, what: u32, words: &[u32]) -> Result<Vec<u8>> {
-        self.send_words(&[&[what, words.len() as u32], words].concat(), &mut || {})
-    }
-
-    fn send_words(&mut self, words: &[u32], heard: &mut dyn FnMut()) -> Result<Vec<u8>> {
-        let bytes = words.iter().copied().flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
-        let outcome = self.host.send(Message::new(ACTOR, bytes), &mut |_| heard()).context("the bench guest failed")?;
-        Ok(outcome.reply)
+        let message = guest::message(ACTOR, &[how, tokens as u32, slice_tokens as u32]);
+        self.host.send(message, &mut |_| heard()).map(drop).context(guest::FAILED)
     }
 }

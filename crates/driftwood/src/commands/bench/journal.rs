@@ -3,23 +3,19 @@
 //! Two sets of actors in one host take turns at the same work, token by token: the messages of one set go to a journal in the state folder, the
 //! other's do not. The guest (`guest/bench/bench.wat`) says a byte after each token, so that it is seen when a token may be shown.
 
+use super::guest::{self, NEXT, REWIND};
 use super::machine::Machine;
 use super::{Common, prompt};
 use crate::cli::Globals;
 use crate::decode::{Runner, median};
-use crate::{actors, guests, output, paths};
+use crate::{actors, output, paths};
 use anyhow::{Context, Result};
 use clap::Args;
-use driftwood_actor::{Event, Host, Limits, Message, SpawnSpec, StateFolder};
+use driftwood_actor::{Event, Host, StateFolder};
 use driftwood_compute::KvDType;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// What the bench's guest is asked to do: see `guest/bench/bench.wat`.
-const OPEN: u32 = 0;
-const NEXT: u32 = 1;
-const REWIND: u32 = 4;
 /// Tokens of the prompt.
 const PROMPT_TOKENS: usize = 16;
 /// Rounds that a median is of. In each both sets take a turn; which begins alternates.
@@ -93,7 +89,7 @@ fn row(globals: &Globals, runner: &Runner, prompt: &[u32], sessions: usize, toke
     host.add_model(runner.model.clone());
     let sets = ["plain", "journal"].map(|set| (1..=sessions).map(|n| format!("{set}-{n}")).collect::<Vec<_>>());
     for name in sets.iter().flatten() {
-        open(&mut host, runner, name, prompt)?;
+        guest::open(&mut host, runner, name, prompt)?;
     }
     let held = sets[1].iter().map(|name| state.create(name)).collect::<Result<Vec<_>, _>>()?;
     held.iter().try_for_each(|held| held.save(&mut host).map(drop))?; // from here on their messages are recorded
@@ -124,22 +120,9 @@ fn row(globals: &Globals, runner: &Runner, prompt: &[u32], sessions: usize, toke
     })
 }
 
-/// An actor whose session has the prompt.
-fn open(host: &mut Host, runner: &Runner, name: &str, prompt: &[u32]) -> Result<()> {
-    let settings = BTreeMap::from([("model".to_owned(), runner.model.name().to_owned())]);
-    let module = guests::BENCH.into();
-    host.spawn(SpawnSpec { name: name.to_owned(), module, settings, limits: Limits::default(), models: Vec::new() })?;
-    host.send(message(name, &[&[OPEN, prompt.len() as u32], prompt].concat()), &mut |_| {}).context("the bench guest failed")?;
-    Ok(())
-}
-
-fn message(name: &str, words: &[u32]) -> Message {
-    Message::new(name, words.iter().copied().flat_map(u32::to_le_bytes).collect::<Vec<u8>>())
-}
-
 /// Every actor of a set takes its tokens, all in one delivery, and goes back to the prompt's end after it.
 fn take_turn(host: &mut Host, names: &[String], tokens: u32) -> Result<Turn> {
-    let messages = names.iter().map(|name| message(name, &[NEXT, tokens, 1])).collect();
+    let messages = names.iter().map(|name| guest::message(name, &[NEXT, tokens, 1])).collect();
     let (mut shown_ms, mut shown) = (0.0, 0);
     let start = Instant::now();
     let results = host.deliver(messages, &mut |_, event| {
@@ -149,9 +132,9 @@ fn take_turn(host: &mut Host, names: &[String], tokens: u32) -> Result<Turn> {
         }
     });
     let ms = start.elapsed().as_secs_f64() * 1e3;
-    results.into_iter().try_for_each(|result| result.map(drop)).context("the bench guest failed")?;
+    results.into_iter().try_for_each(|result| result.map(drop)).context(guest::FAILED)?;
     for name in names {
-        host.send(message(name, &[REWIND, 0]), &mut |_| {}).context("the bench guest failed")?;
+        guest::ask(host, name, &[REWIND])?;
     }
     Ok(Turn { ms, shown_ms: shown_ms / f64::from(shown as u32) })
 }

@@ -3,6 +3,7 @@
 pub mod boundary;
 pub mod decode;
 pub mod fork;
+mod guest;
 pub mod journal;
 pub mod kv;
 mod machine;

@@ -3,24 +3,21 @@
 //! The actors are forks of one. A wake is from taking hold of the actor to the logits of its next token: head, memory, instance, KV verified,
 //! and one step over one token. The model is loaded and all files are in the page cache.
 
+use super::guest::{self, NEXT};
 use super::machine::{Machine, memory_bytes};
 use super::{Common, check_counts, prompt};
 use crate::cli::Globals;
 use crate::decode::{Runner, median, ms_since};
-use crate::{actors, guests, output, paths};
+use crate::{actors, output, paths};
 use anyhow::{Context, Result};
 use clap::Args;
-use driftwood_actor::{Host, Limits, Message, SpawnSpec, StateFolder, ThawOptions};
+use driftwood_actor::{Host, StateFolder, ThawOptions};
 use driftwood_compute::KvDType;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// The actor that the others are forks of.
 const PARENT: &str = "parent";
-/// What the bench's guest is asked to do: see `guest/bench/bench.wat`.
-const OPEN: u32 = 0;
-const NEXT: u32 = 1;
 /// Wakes that are not counted: the first compiles the guest.
 const WARM_UP: usize = 3;
 /// Listings that a median is of.
@@ -112,18 +109,11 @@ fn parent(globals: &Globals, args: &WakeArgs, state: &StateFolder) -> Result<Hos
     check_counts(&runner, &[args.tokens], 1)?;
     let tokens: Vec<u32> = prompt(&runner, &args.common, args.tokens)?;
     let mut host = actors::host(globals)?;
-    let settings = BTreeMap::from([("model".to_owned(), runner.model.name().to_owned())]);
     host.add_model(runner.model.clone());
-    let module = guests::BENCH.into();
-    host.spawn(SpawnSpec { name: PARENT.to_owned(), module, settings, limits: Limits::default(), models: Vec::new() })?;
-    host.send(message(PARENT, &[&[OPEN, tokens.len() as u32], &tokens[..]].concat()), &mut |_| {}).context("the bench guest failed")?;
+    guest::open(&mut host, &runner, PARENT, &tokens)?;
     state.create(PARENT)?.save(&mut host)?;
     host.remove(PARENT)?;
     Ok(host)
-}
-
-fn message(name: &str, words: &[u32]) -> Message {
-    Message::new(name, words.iter().copied().flat_map(u32::to_le_bytes).collect::<Vec<u8>>())
 }
 
 /// Milliseconds of a listing, and bytes that this process takes more while it holds one.
@@ -157,7 +147,7 @@ fn wakes(host: &mut Host, state: &StateFolder, names: &[String], count: usize) -
         let held = state.hold(name)?;
         held.thaw_into(host, ThawOptions::default())?;
         let thaw_ms = ms_since(start);
-        host.send(message(name, &[NEXT, 1, 1]), &mut |_| {}).context("the bench guest failed")?;
+        guest::ask(host, name, &[NEXT, 1, 1])?;
         let wake_ms = ms_since(start);
         host.remove(name)?;
         if wake >= WARM_UP {
