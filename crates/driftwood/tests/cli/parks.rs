@@ -8,14 +8,24 @@ use driftwood_compute::{Arithmetic, Cpu, Simd};
 use std::path::Path;
 use std::sync::Arc;
 
-const QUESTION: &str = "Write a short poem about the sea.";
+const FIRST: &str = "Is the sea deep?";
+/// What a model takes more than 200 tokens for.
+const QUESTION: &str = "Write a long story about an old sailor and the sea.";
 
 fn soaks() -> bool {
     std::env::var_os("DRIFTWOOD_SOAK").is_some()
 }
 
+/// An actor and its two messages: the second one is cut.
+struct Case<'a> {
+    guest: &'a str,
+    settings: &'a [(&'a str, &'a str)],
+    messages: [Vec<u8>; 2],
+}
+
 /// A host in this process, with an actor that has had a turn.
-fn talked(guest: &str, settings: &[(&str, &str)]) -> Host {
+fn talked(case: &Case<'_>) -> Host {
+    let Case { guest, settings, .. } = case;
     let device = Arc::new(Cpu::new(2, Simd::detect(), Arithmetic::Fast)).into();
     let file = models().join(SMOLLM2.1);
     let mut host = Host::new(HostOptions { device, models: Box::new(move |_| Ok(file.clone())) }).unwrap();
@@ -23,14 +33,14 @@ fn talked(guest: &str, settings: &[(&str, &str)]) -> Host {
     let settings = settings.iter().chain([&("model", SMOLLM2.0)]).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let module = std::fs::read(module).unwrap().into();
     host.spawn(SpawnSpec { name: "a".into(), module, settings, limits: Limits::default(), models: Vec::new() }).unwrap();
-    host.send(Message::new("a", "Is the sea deep?"), &mut |_| {}).unwrap();
+    host.send(Message::new("a", case.messages[0].clone()), &mut |_| {}).unwrap();
     host
 }
 
 /// Parks a fork in its n-th call and freezes it there; or what came of the message, if it has fewer calls.
-fn frozen(host: &mut Host, calls: u64, file: &Path) -> Option<Outcome> {
+fn frozen(host: &mut Host, message: &[u8], calls: u64, file: &Path) -> Option<Outcome> {
     host.fork("a", "cut").unwrap();
-    let message = Message { park_after_calls: Some(calls), ..Message::new("cut", QUESTION) };
+    let message = Message { park_after_calls: Some(calls), ..Message::new("cut", message) };
     let sent = host.send(message, &mut |_| {});
     let done = match sent {
         Ok(outcome) => Some(outcome),
@@ -44,15 +54,16 @@ fn frozen(host: &mut Host, calls: u64, file: &Path) -> Option<Outcome> {
     done
 }
 
-fn goes_on_elsewhere(guest: &str, settings: &[(&str, &str)], step: u64) {
-    let mut host = talked(guest, settings);
+/// Cuts a reply in each `step`-th call. Answers how many tokens it has.
+fn goes_on_elsewhere(case: &Case<'_>, step: u64) -> usize {
+    let mut host = talked(case);
     let folder = tempfile::tempdir().unwrap();
-    let whole = frozen(&mut host, u64::MAX, Path::new("")).unwrap();
+    let whole = frozen(&mut host, &case.messages[1], u64::MAX, Path::new("")).unwrap();
     let paths = Simd::available();
     let mut calls = 1;
     loop {
         let file = folder.path().join("cut");
-        if frozen(&mut host, calls, &file).is_some() {
+        if frozen(&mut host, &case.messages[1], calls, &file).is_some() {
             break;
         }
         // Each tenth on every path that this machine can be forced to.
@@ -72,15 +83,29 @@ fn goes_on_elsewhere(guest: &str, settings: &[(&str, &str)], step: u64) {
         calls += step;
     }
     assert!(calls > 10, "{calls}");
+    whole.tokens.len()
 }
 
 #[test]
 fn a_chat_that_was_frozen_in_mid_token_goes_on_elsewhere() {
-    let (tokens, step) = if soaks() { ("200", 1) } else { ("8", 9) };
-    goes_on_elsewhere("chat", &[("max_tokens", tokens), ("temperature", "0.8"), ("seed", "3")], step);
+    let (tokens, step) = if soaks() { (200, 1) } else { (8, 9) };
+    let tokens_text = tokens.to_string();
+    let settings = [("max_tokens", &*tokens_text), ("temperature", "0.8"), ("seed", "3")];
+    let case = Case { guest: "chat", settings: &settings, messages: [FIRST, QUESTION].map(Vec::from) };
+    assert_eq!(goes_on_elsewhere(&case, step), tokens);
 }
 
 #[test]
 fn a_judge_that_was_frozen_before_its_logits_goes_on_elsewhere() {
-    goes_on_elsewhere("judge", &[("temperature", "0.5")], if soaks() { 1 } else { 4 });
+    let case = Case { guest: "judge", settings: &[("temperature", "0.5")], messages: [FIRST, QUESTION].map(Vec::from) };
+    goes_on_elsewhere(&case, if soaks() { 1 } else { 4 });
+}
+
+/// The benches' guest (`guest/bench/bench.wat`) reads the raw logits of every token: it opens a session, and then takes tokens.
+#[test]
+fn a_guest_that_was_frozen_between_its_logits_goes_on_elsewhere() {
+    let (tokens, step) = if soaks() { (200, 1) } else { (6, 5) };
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let case = Case { guest: "bench", settings: &[], messages: [words(&[0, 4, 504, 2177, 314, 253]), words(&[2, tokens, 1])] };
+    goes_on_elsewhere(&case, step);
 }
