@@ -23,7 +23,8 @@ fn roomy() -> Limits {
 /// An actor at rest whose process died in the middle of its second message.
 fn cut_off(root: &Path, module: &str) {
     let mut host = model_host(2);
-    spawn(&mut host, "a", guest(module), roomy(), &[("model", SMOLLM2), ("max_tokens", "12"), ("temperature", "0.8")]).unwrap();
+    spawn(&mut host, "a", guest(module), roomy(), &[("model", SMOLLM2), ("max_tokens", "12"), ("temperature", "0.8"), ("seed", "3")])
+        .unwrap();
     send(&mut host, "a", "Is the sea deep?").unwrap();
     let held = StateFolder::open(root).unwrap().create("a").unwrap();
     held.save(&mut host).unwrap();

@@ -1,6 +1,7 @@
 //! An actor that is frozen in the middle of a reply, in whichever host call, and goes on in another process with another state folder.
 //!
-//! Some calls of a short reply for every change; every call of one of 200 tokens with `DRIFTWOOD_SOAK=1`.
+//! Some calls of a short reply for every change; with `DRIFTWOOD_SOAK=1` every call of a chat's of 200 tokens and of a judge's, and every ninth of a
+//! guest's that reads the logits of 200 tokens.
 
 use crate::support::{Home, SMOLLM2, models};
 use driftwood_actor::{Error, Existing, Host, HostOptions, Limits, Message, Outcome, SpawnSpec};
@@ -104,7 +105,7 @@ fn a_judge_that_was_frozen_before_its_logits_goes_on_elsewhere() {
 /// The benches' guest (`guest/bench/bench.wat`) reads the raw logits of every token: it opens a session, and then takes tokens.
 #[test]
 fn a_guest_that_was_frozen_between_its_logits_goes_on_elsewhere() {
-    let (tokens, step) = if soaks() { (200, 1) } else { (6, 5) };
+    let (tokens, step) = if soaks() { (200, 9) } else { (6, 5) }; // four calls a token: each kind in turn
     let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
     let case = Case { guest: "bench", settings: &[], messages: [words(&[0, 4, 504, 2177, 314, 253]), words(&[2, tokens, 1])] };
     goes_on_elsewhere(&case, step);
