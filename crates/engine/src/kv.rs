@@ -293,17 +293,20 @@ impl Kv {
         Ok(())
     }
 
-    /// Has the rows of the first `tokens` tokens saved that no piece holds. See [`crate::Session::save_kv`].
+    /// Has the rows of the first `tokens` tokens saved that no piece holds, in pieces that end where the `opening` does. See
+    /// [`crate::Session::save_kv`].
     pub(crate) fn save<E: From<Error>>(
         &self,
-        tokens: usize,
+        (tokens, opening): (usize, usize),
         is_kept: impl Fn(&[u8; 32]) -> bool,
         mut save: impl FnMut(&[UnsavedRows<'_>]) -> Result<Vec<[u8; 32]>, E>,
         threads: usize,
     ) -> Result<SavedKv, E> {
         let blocks = self.blocks[..tokens.div_ceil(KV_BLOCK_TOKENS)].to_vec();
         let rows = |index: usize| (tokens - index * KV_BLOCK_TOKENS).min(KV_BLOCK_TOKENS);
-        let mut plans: Vec<_> = blocks.iter().enumerate().map(|(index, block)| block.pieces.plan(rows(index), &is_kept)).collect();
+        let cut = |index: usize| (opening / KV_BLOCK_TOKENS == index).then_some(opening % KV_BLOCK_TOKENS).filter(|row| *row > 0);
+        let plan = |(index, block): (usize, &Arc<Block>)| block.pieces.plan(rows(index), cut(index), &is_kept);
+        let mut plans: Vec<_> = blocks.iter().enumerate().map(plan).collect();
         let unsaved = (0..blocks.len()).filter(|index| plans[*index].iter().any(|run| matches!(run, Run::Unsaved { .. })));
         let unsaved: Vec<usize> = unsaved.collect();
         let mut hashes = Vec::new();
@@ -444,7 +447,7 @@ mod tests {
     fn saved(kv: &Kv, tokens: usize, is_kept: impl Fn(&[u8; 32]) -> bool) -> (Vec<[u8; 32]>, SavedKv) {
         let mut hashes = Vec::new();
         let saved = kv.save::<Error>(
-            tokens,
+            (tokens, 0),
             is_kept,
             |rows| {
                 hashes.extend(rows.iter().map(|rows| *blake3::hash(&rows.slices().collect::<Vec<_>>().concat()).as_bytes()));

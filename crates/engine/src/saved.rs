@@ -72,7 +72,7 @@ pub(crate) const WHOLE_BLOCK: [Run; 1] = [Run::Unsaved { from: 0, tokens: KV_BLO
 /// The plan of the block in which a session parts from others whose blocks up to here are the same: in pieces, so that those who part in it
 /// from the same prompt share its beginning.
 pub(crate) fn parting_block() -> Vec<Run> {
-    runs(&[None; KV_BLOCK_TOKENS])
+    runs(&[None; KV_BLOCK_TOKENS], None)
 }
 
 impl Pieces {
@@ -100,13 +100,14 @@ impl Pieces {
         self.lock().iter().find(|held| held.piece.tokens == KV_BLOCK_TOKENS).map(|held| held.piece.hash)
     }
 
-    /// What to do about the first `rows` rows, after forgetting pieces that are not kept.
-    pub(crate) fn plan(&self, rows: usize, is_kept: &impl Fn(&[u8; 32]) -> bool) -> Vec<Run> {
+    /// What to do about the first `rows` rows, after forgetting pieces that are not kept. Others may have the rows before row `cut`, so a piece
+    /// ends there.
+    pub(crate) fn plan(&self, rows: usize, cut: Option<usize>, is_kept: &impl Fn(&[u8; 32]) -> bool) -> Vec<Run> {
         let mut pieces = self.lock();
         pieces.retain(|held| is_kept(&held.piece.hash));
-        let runs = runs(&cover(&pieces, rows));
+        let runs = runs(&cover(&pieces, rows), cut);
         let none_saved = !runs.iter().any(|run| matches!(run, Run::Saved(_)));
-        if rows == KV_BLOCK_TOKENS && (none_saved || runs.len() > KV_FULL_BLOCK_PIECES_MAX) {
+        if rows == KV_BLOCK_TOKENS && (none_saved && cut.is_none() || runs.len() > KV_FULL_BLOCK_PIECES_MAX) {
             return WHOLE_BLOCK.to_vec();
         }
         runs
@@ -148,8 +149,8 @@ fn cover(pieces: &[Held], rows: usize) -> Vec<Option<Piece>> {
     chosen
 }
 
-/// The chosen pieces, and the rows between them, cut.
-fn runs(chosen: &[Option<Piece>]) -> Vec<Run> {
+/// The chosen pieces, and the rows between them, cut at `own`, too.
+fn runs(chosen: &[Option<Piece>], own: Option<usize>) -> Vec<Run> {
     let (mut runs, mut row) = (Vec::new(), 0);
     while row < chosen.len() {
         let from = row;
@@ -159,8 +160,8 @@ fn runs(chosen: &[Option<Piece>]) -> Vec<Run> {
                 runs.push(Run::Saved(piece));
             }
             None => {
-                let cut = (from / CUT_TOKENS + 1) * CUT_TOKENS;
-                row = (from + 1..cut.min(chosen.len())).find(|row| chosen[*row].is_some()).unwrap_or(cut.min(chosen.len()));
+                let end = ((from / CUT_TOKENS + 1) * CUT_TOKENS).min(chosen.len());
+                row = (from + 1..end).find(|row| chosen[*row].is_some() || own == Some(*row)).unwrap_or(end);
                 runs.push(Run::Unsaved { from, tokens: row - from });
             }
         }
@@ -184,12 +185,30 @@ mod tests {
     }
 
     /// A plan as (tokens, whether they are saved).
-    fn planned(pieces: &Pieces, rows: usize) -> Vec<(usize, bool)> {
+    fn planned_with(pieces: &Pieces, rows: usize, cut: Option<usize>) -> Vec<(usize, bool)> {
         let show = |run| match run {
             Run::Saved(piece) => (piece.tokens, true),
             Run::Unsaved { tokens, .. } => (tokens, false),
         };
-        pieces.plan(rows, &|_| true).into_iter().map(show).collect()
+        pieces.plan(rows, cut, &|_| true).into_iter().map(show).collect()
+    }
+
+    fn planned(pieces: &Pieces, rows: usize) -> Vec<(usize, bool)> {
+        planned_with(pieces, rows, None)
+    }
+
+    #[test]
+    fn a_piece_ends_where_the_opening_does() {
+        let cases: [(Case, usize); 5] = [
+            ((&[], 64, &[(16, false), (16, false), (7, false), (9, false), (16, false)]), 39),
+            ((&[], 64, &[(16, false), (16, false), (16, false), (16, false)]), 32),
+            ((&[], 20, &[(16, false), (4, false)]), 39),
+            ((&[(0, 16), (16, 16), (32, 7)], 64, &[(16, true), (16, true), (7, true), (9, false), (16, false)]), 39),
+            ((&[(0, 64)], 64, &[(64, true)]), 39),
+        ];
+        for ((held, rows, expected), cut) in cases {
+            assert_eq!(planned_with(&pieces(held), rows, Some(cut)), expected, "{held:?} of {rows} rows, cut at {cut}");
+        }
     }
 
     /// The pieces that a block remembers, its rows, and what is planned.
@@ -242,7 +261,7 @@ mod tests {
     fn pieces_that_are_gone_are_forgotten() {
         let held = pieces(&[(0, 16), (16, 16)]);
         let lost = piece(0, 16).hash;
-        assert_eq!(held.plan(32, &|hash| *hash != lost)[0], Run::Unsaved { from: 0, tokens: 16 });
+        assert_eq!(held.plan(32, None, &|hash| *hash != lost)[0], Run::Unsaved { from: 0, tokens: 16 });
         assert_eq!(planned(&held, 32), [(16, false), (16, true)], "for good");
     }
 

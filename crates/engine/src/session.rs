@@ -34,6 +34,8 @@ pub struct Session {
     pub(crate) kv: Kv,
     tokens: Vec<u32>,
     evaluated: usize,
+    /// How many tokens were appended first: what others may begin with, too. Rows are saved in pieces that end there.
+    opening: usize,
     context_max: usize,
     sampler: Sampler,
     /// The numerics that earlier KV was computed with, if it was restored from a place with others.
@@ -55,7 +57,7 @@ impl Session {
         let kv = Kv::new(layout, model.kv_home(layout)?, context_max);
         let sampler = Sampler::new(SamplerParams::default())?;
         let tokens = Vec::with_capacity(context_max);
-        Ok(Session { model: model.clone(), kv, tokens, evaluated: 0, context_max, sampler, past_numerics: None })
+        Ok(Session { model: model.clone(), kv, tokens, evaluated: 0, opening: 0, context_max, sampler, past_numerics: None })
     }
 
     /// A second session with the same tokens, KV and sampler. Blocks are shared until one side writes.
@@ -67,13 +69,15 @@ impl Session {
             kv: self.kv.share(),
             tokens,
             evaluated: self.evaluated,
+            opening: self.opening,
             context_max: self.context_max,
             sampler: self.sampler.clone(),
             past_numerics: self.past_numerics.clone(),
         }
     }
 
-    /// Appends tokens, to be evaluated by the next step.
+    /// Appends tokens, to be evaluated by the next step. What is appended first by itself is stored once, to the token, for all sessions that
+    /// begin with it.
     ///
     /// # Errors
     /// [`Error::ContextFull`] if they do not fit, [`Error::NoSuchToken`] if one is outside the vocabulary; nothing is appended then.
@@ -84,6 +88,9 @@ impl Session {
         }
         if tokens.len() > self.room() {
             return Err(Error::ContextFull { tokens: self.tokens.len() + tokens.len(), context_max: self.context_max });
+        }
+        if self.tokens.is_empty() {
+            self.opening = tokens.len();
         }
         self.tokens.extend_from_slice(tokens);
         Ok(())
@@ -99,6 +106,7 @@ impl Session {
         }
         self.tokens.truncate(len);
         self.evaluated = self.evaluated.min(len);
+        self.opening = self.opening.min(len);
         self.kv.truncate(self.evaluated);
         if self.evaluated == 0 {
             self.past_numerics = None;
@@ -214,7 +222,7 @@ impl Session {
         is_kept: impl Fn(&[u8; 32]) -> bool,
         save: impl FnMut(&[UnsavedRows<'_>]) -> Result<Vec<[u8; 32]>, E>,
     ) -> Result<SavedKv, E> {
-        self.kv.save(self.evaluated, is_kept, save, self.model.cpu().threads())
+        self.kv.save((self.evaluated, self.opening), is_kept, save, self.model.cpu().threads())
     }
 
     /// Puts a session together from a snapshot. Mapped blocks are verified before the first step that reads them, pieces now; they count
@@ -233,7 +241,7 @@ impl Session {
         if !parts.tail.is_empty() {
             session.kv.push_tail(parts.tail, parts.evaluated % KV_BLOCK_TOKENS)?;
         }
-        session.evaluated = parts.evaluated;
+        (session.evaluated, session.opening) = (parts.evaluated, 0); // what is saved already has its pieces
         session.past_numerics = past_numerics(parts.numerics, &session.numerics_id()).filter(|_| parts.evaluated > 0);
         Ok(session)
     }

@@ -19,7 +19,8 @@ mod sampling;
 use alloc::{format, string::String, vec::Vec};
 
 use driftwood_guest::{
-    Error, Finish, Generate, Generated, Kv, Level, Message, Model, Result, Session, SessionOptions, State, actor, log, setting, setting_or,
+    Error, Finish, Generate, Generated, Kv, Level, Message, Model, Result, Session, SessionOptions, State, Token, actor, common_prefix,
+    log, setting, setting_or,
 };
 use feed::{Fed, Feed};
 use fit::Room;
@@ -158,12 +159,25 @@ impl Chat {
         self.fed = None;
         self.turns.drain(..2 * fitted.dropped);
         session.truncate(fitted.feed.kept)?;
-        session.append(&fitted.feed.tokens)?;
+        // The opening by itself: actors with one system prompt share its keys and values.
+        let (opening, rest) =
+            fitted.feed.tokens.split_at(if fitted.feed.kept == 0 { self.opening(session, &fitted.feed.tokens)? } else { 0 });
+        session.append(opening)?;
+        session.append(rest)?;
         if fitted.dropped > 0 {
             let (dropped, fed) = (fitted.dropped, fitted.feed.tokens.len());
             log!(Level::Notice, "context full: dropped the {dropped} oldest turns and prefilled {fed} tokens again");
         }
         Ok(fitted.feed.rendering)
+    }
+
+    /// With how many of these tokens any conversation begins that has this system prompt.
+    fn opening(&self, session: &Session, tokens: &[Token]) -> Result<usize> {
+        let Some(first) = self.turns.first() else { return Ok(0) };
+        let other = Message::user(if first.content.starts_with('A') { "B" } else { "A" });
+        let messages: Vec<Message> = self.system.iter().cloned().chain([other]).collect();
+        let model = session.model();
+        Ok(common_prefix(tokens, &model.tokenize_rendered(&model.render(&messages, true)?)?))
     }
 
     /// What must be fed so that the session stands for the system prompt and these turns.
