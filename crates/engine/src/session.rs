@@ -34,7 +34,8 @@ pub struct Session {
     pub(crate) kv: Kv,
     tokens: Vec<u32>,
     evaluated: usize,
-    /// How many tokens were appended first: what others may begin with, too. Rows are saved in pieces that end there.
+    /// How many tokens were appended first, while all of them are there: what others may begin with, too. Rows are saved in pieces that end
+    /// there.
     opening: usize,
     context_max: usize,
     sampler: Sampler,
@@ -106,7 +107,7 @@ impl Session {
         }
         self.tokens.truncate(len);
         self.evaluated = self.evaluated.min(len);
-        self.opening = self.opening.min(len);
+        self.opening = if len < self.opening { 0 } else { self.opening };
         self.kv.truncate(self.evaluated);
         if self.evaluated == 0 {
             self.past_numerics = None;
