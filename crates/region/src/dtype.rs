@@ -37,13 +37,22 @@ pub enum DType {
     Q5_K,
     /// 256 elements: low nibbles, high bit pairs, 16 i8 scales, f16 scale.
     Q6_K,
-    /// 32-bit words of eight unsigned nibbles, the lowest first: MLX's quants, whose scales and biases are tensors of their own.
+    /// A row of unsigned 2-bit integers as one stream of bits, the lowest first: MLX's quants, whose scales and biases are tensors of
+    /// their own. Eight of them take two bytes; so with the widths that follow. MLX's 8-bit quants are [`DType::U8`].
+    U2,
+    /// As [`DType::U2`], of 3 bits.
+    U3,
+    /// As [`DType::U2`], of 4 bits.
     U4,
+    /// As [`DType::U2`], of 5 bits.
+    U5,
+    /// As [`DType::U2`], of 6 bits.
+    U6,
 }
 
 impl DType {
     /// Every element type, for tables and tests.
-    pub const ALL: [DType; 15] = [
+    pub const ALL: [DType; 19] = [
         DType::U8,
         DType::I8,
         DType::U32,
@@ -58,14 +67,18 @@ impl DType {
         DType::Q4_K,
         DType::Q5_K,
         DType::Q6_K,
+        DType::U2,
+        DType::U3,
         DType::U4,
+        DType::U5,
+        DType::U6,
     ];
 
     /// Elements that are stored together.
     pub const fn block_len(self) -> usize {
         match self {
             DType::U8 | DType::I8 | DType::U32 | DType::F32 | DType::F16 | DType::BF16 => 1,
-            DType::U4 => 8,
+            DType::U2 | DType::U3 | DType::U4 | DType::U5 | DType::U6 => 8,
             DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 => 32,
             DType::Q4_K | DType::Q5_K | DType::Q6_K => 256,
         }
@@ -75,8 +88,11 @@ impl DType {
     pub const fn block_bytes(self) -> usize {
         match self {
             DType::U8 | DType::I8 => 1,
-            DType::F16 | DType::BF16 => 2,
+            DType::F16 | DType::BF16 | DType::U2 => 2,
+            DType::U3 => 3,
             DType::U32 | DType::F32 | DType::U4 => 4,
+            DType::U5 => 5,
+            DType::U6 => 6,
             DType::Q8_0 => 34,
             DType::Q4_0 => 18,
             DType::Q4_1 => 20,
@@ -101,6 +117,27 @@ impl DType {
         self.block_len() >= 32
     }
 
+    /// Unsigned integers of 2, 3, 4, 5, 6 or 8 bits: what MLX's groups hold.
+    pub const fn unsigned(bits: usize) -> Option<DType> {
+        match bits {
+            2 => Some(DType::U2),
+            3 => Some(DType::U3),
+            4 => Some(DType::U4),
+            5 => Some(DType::U5),
+            6 => Some(DType::U6),
+            8 => Some(DType::U8),
+            _ => None,
+        }
+    }
+
+    /// The bits of an element of [`DType::unsigned`].
+    pub const fn unsigned_bits(self) -> Option<usize> {
+        match self {
+            DType::U2 | DType::U3 | DType::U4 | DType::U5 | DType::U6 | DType::U8 => Some(self.block_bytes() * 8 / self.block_len()),
+            _ => None,
+        }
+    }
+
     /// The name that users and files know it by.
     pub const fn name(self) -> &'static str {
         match self {
@@ -118,7 +155,11 @@ impl DType {
             DType::Q4_K => "Q4_K",
             DType::Q5_K => "Q5_K",
             DType::Q6_K => "Q6_K",
+            DType::U2 => "U2",
+            DType::U3 => "U3",
             DType::U4 => "U4",
+            DType::U5 => "U5",
+            DType::U6 => "U6",
         }
     }
 }

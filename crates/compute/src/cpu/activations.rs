@@ -6,13 +6,15 @@ pub(crate) const BLOCK: usize = 32;
 /// Rows of activations in buffers that only grow.
 ///
 /// The f32 side, shape (rows, k), is the caller's to fill. [`crate::Cpu::quantise`] fills the rest from it, a row at a time: i8 quants
-/// of the same shape, and for each 32 of them a scale, scale times sum, and the sums of the quants themselves.
+/// of the same shape, and for each 32 of them a scale, scale times sum, and the sums of the quants themselves. The quants stand there twice:
+/// in order, and split into even and odd, which is how weights of four bits unpack.
 #[derive(Debug, Default)]
 pub struct Activations {
     rows: usize,
     k: usize,
     pub(crate) values: Vec<f32>,         // (rows, k)
     pub(crate) quants: Vec<i8>,          // (rows, k)
+    pub(crate) split: Vec<i8>,           // (rows, k / 32, even or odd, 16): the same quants
     pub(crate) scales: Vec<f32>,         // (rows, k / 32)
     pub(crate) scaled_sums: Vec<f32>,    // (rows, k / 32)
     pub(crate) half_sums: Vec<[i32; 2]>, // (rows, k / 32, half): sums of 16 quants
@@ -30,6 +32,7 @@ impl Activations {
         let (len, blocks) = (rows * k, rows * (k / BLOCK));
         grow(&mut self.values, len);
         grow(&mut self.quants, len);
+        grow(&mut self.split, len);
         grow(&mut self.scales, blocks);
         grow(&mut self.scaled_sums, blocks);
         grow(&mut self.half_sums, blocks);

@@ -9,7 +9,7 @@
 use super::Cpu;
 use super::kv::{KV_BLOCK_TOKENS, KvDType, KvLayout};
 use super::lanes::{self, LANES, Lanes, Op};
-use super::math::exp_lanes;
+use super::math::{exp_lanes, softcap_lanes};
 use super::pool::Parts;
 use std::ops::Range;
 
@@ -35,6 +35,8 @@ pub struct AttendShape {
     pub layer: usize,
     /// Scores are multiplied by this.
     pub scale: f32,
+    /// Scaled scores `s` become `softcap * tanh(s / softcap)`, if there is one.
+    pub softcap: Option<f32>,
     /// How many positions a row sees, its own included, or all.
     pub window: Option<usize>,
     /// Where they stand in a block.
@@ -206,6 +208,7 @@ impl AttendShape {
         assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "{} heads over {}", self.heads, self.kv_heads);
         assert!(self.head_dim.is_multiple_of(LANES) && self.head_dim <= HEAD_DIM_MAX, "head_dim {}", self.head_dim);
         assert!(layout.kv_heads == self.kv_heads && layout.head_dim == self.head_dim && self.layer < layout.layers, "{layout:?}");
+        assert!(self.softcap.is_none_or(|cap| cap > 0.0), "a cap above zero, not {:?}", self.softcap);
         assert!(self.window != Some(0), "a row sees at least itself");
         assert!(q.len() == rows.len() * self.heads * self.head_dim && q.len() == out.len(), "(row, head, head_dim)");
     }
@@ -350,7 +353,7 @@ impl Segment<'_> {
         let (head_dim, state_len) = (shape.head_dim, STATE_HEAD + shape.head_dim);
         let q = &self.q[(row * shape.heads + self.kv_head * group) * head_dim..][..group * head_dim];
         let states = &mut self.states[row * group * state_len..][..group * state_len];
-        let block = Converted { keys: self.keys, values: self.values, tokens, head_dim, scale: shape.scale };
+        let block = Converted { keys: self.keys, values: self.values, tokens, head_dim, scale: shape.scale, softcap: shape.softcap };
         let mut head = 0;
         while head < group {
             let now = (group - head).min(if L::ROWS == 8 { HEADS_MAX } else { 1 });
@@ -406,6 +409,7 @@ struct Converted<'a> {
     tokens: Range<usize>,
     head_dim: usize,
     scale: f32,
+    softcap: Option<f32>,
 }
 
 /// A number for each token of a block.
@@ -431,7 +435,7 @@ impl Converted<'_> {
         }
     }
 
-    /// Scaled scores of the tokens; the others stay as they are.
+    /// Scaled and capped scores of the tokens; the others stay as they are.
     #[inline(always)]
     unsafe fn scores<L: Lanes, const H: usize>(&self, q: &[f32], p: &mut [Scores; H]) {
         let dim = self.head_dim;
@@ -460,7 +464,11 @@ impl Converted<'_> {
                 }
                 for h in 0..H {
                     let mut scores = [0.0; LANES];
-                    L::store(scores.as_mut_ptr(), L::mul(L::sums(&dots[h]), L::splat(self.scale)));
+                    let mut scaled = L::mul(L::sums(&dots[h]), L::splat(self.scale));
+                    if let Some(cap) = self.softcap {
+                        scaled = softcap_lanes::<L>(scaled, L::splat(cap));
+                    }
+                    L::store(scores.as_mut_ptr(), scaled);
                     let (from, to) = (self.tokens.start.max(sixteen), self.tokens.end.min(sixteen + LANES));
                     p[h][from..to].copy_from_slice(&scores[from - sixteen..to - sixteen]);
                 }

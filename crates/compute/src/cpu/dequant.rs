@@ -63,31 +63,59 @@ pub(crate) fn dequantise_inline(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::Q4_K => blocks::<144, 256>(bytes, out, |block, out| nibbles_k(dtype, block, out)),
         DType::Q5_K => blocks::<176, 256>(bytes, out, |block, out| nibbles_k(dtype, block, out)),
         DType::Q6_K => blocks::<210, 256>(bytes, out, |block, out| q6_k(block, out)),
-        DType::U8 | DType::I8 | DType::U32 | DType::U4 => panic!("{dtype} holds integers, not weights"),
+        DType::U8 | DType::I8 | DType::U32 | DType::U2 | DType::U3 | DType::U4 | DType::U5 | DType::U6 => {
+            panic!("{dtype} holds integers, not weights")
+        }
     }
 }
 
-/// Elements that share a scale and a bias in MLX's format.
-pub(crate) const GROUP: usize = 64;
+/// The numbers of a row of MLX's groups: one of each a group, as stored in `dtype`.
+#[derive(Clone, Copy)]
+pub(crate) struct Numbers<'a> {
+    pub dtype: DType,
+    pub scales: &'a [u8],
+    pub biases: &'a [u8],
+}
 
-/// MLX's affine groups: `q * scale + bias`, neither fused, with scales and biases as stored in `dtype`, one a group each.
+/// MLX's affine groups of unsigned integers: `q * scale + bias`, neither fused.
 ///
 /// # Panics
-/// If the lengths do not fit.
+/// If the lengths do not fit, or if `dtype` is not of [`DType::unsigned`].
 #[inline(always)]
-pub(crate) fn dequantise_groups(words: &[u8], dtype: DType, scales: &[u8], biases: &[u8], out: &mut [f32]) {
-    let (groups, bytes) = (out.len() / GROUP, dtype.block_bytes());
-    assert!(out.len() == groups * GROUP && words.len() == out.len() / 2, "{} elements of groups", out.len());
-    assert!(scales.len() == groups * bytes && biases.len() == scales.len(), "a scale and a bias a group");
+pub(crate) fn dequantise_groups(dtype: DType, group: usize, stored: &[u8], numbers: Numbers<'_>, out: &mut [f32]) {
+    let groups = out.len() / group;
+    assert!(out.len() == groups * group && Some(stored.len()) == dtype.bytes_of(out.len()), "{} elements of {dtype}", out.len());
+    assert!(
+        Some(numbers.scales.len()) == numbers.dtype.bytes_of(groups) && numbers.biases.len() == numbers.scales.len(),
+        "{groups} groups"
+    );
+    match dtype {
+        DType::U2 => groups_of::<2>(group, stored, numbers, out),
+        DType::U3 => groups_of::<3>(group, stored, numbers, out),
+        DType::U4 => groups_of::<4>(group, stored, numbers, out),
+        DType::U5 => groups_of::<5>(group, stored, numbers, out),
+        DType::U6 => groups_of::<6>(group, stored, numbers, out),
+        DType::U8 => groups_of::<8>(group, stored, numbers, out),
+        _ => panic!("{dtype} has no groups"),
+    }
+}
+
+/// Groups of `BITS` bits: eight elements take `BITS` bytes.
+#[inline(always)]
+fn groups_of<const BITS: usize>(group: usize, stored: &[u8], numbers: Numbers<'_>, out: &mut [f32]) {
+    let bytes = numbers.dtype.block_bytes();
     let number = |stored: &[u8], group: usize| {
         let mut x = [0.0];
-        dequantise_inline(dtype, &stored[group * bytes..][..bytes], &mut x);
+        dequantise_inline(numbers.dtype, &stored[group * bytes..][..bytes], &mut x);
         x[0]
     };
-    for (group, (words, out)) in words.as_chunks::<{ GROUP / 2 }>().0.iter().zip(out.as_chunks_mut::<GROUP>().0).enumerate() {
-        let (scale, bias) = (number(scales, group), number(biases, group));
-        for (byte, pair) in words.iter().zip(out.as_chunks_mut::<2>().0) {
-            *pair = [f32::from(byte & 15) * scale + bias, f32::from(byte >> 4) * scale + bias];
+    for (i, (stored, out)) in stored.chunks_exact(group / 8 * BITS).zip(out.chunks_exact_mut(group)).enumerate() {
+        let (scale, bias) = (number(numbers.scales, i), number(numbers.biases, i));
+        for (eight, out) in stored.as_chunks::<BITS>().0.iter().zip(out.as_chunks_mut::<8>().0) {
+            let mut bits = [0; 8];
+            bits[..BITS].copy_from_slice(eight);
+            let bits = u64::from_le_bytes(bits);
+            (0..8).for_each(|j| out[j] = f32::from((bits >> (j * BITS)) as u8 & (0xff >> (8 - BITS))) * scale + bias);
         }
     }
 }
@@ -175,12 +203,36 @@ mod tests {
         let words = [&0x7654_3210u32.to_le_bytes()[..], &[0xf8; 28], &[0; 32]].concat();
         let f16s = |a: f32, b: f32| [f16::from_f32(a).to_le_bytes(), f16::from_f32(b).to_le_bytes()].concat();
         let mut out = [f32::NAN; 128];
-        dequantise_groups(&words, DType::F16, &f16s(0.5, 3.0), &f16s(-2.0, 0.25), &mut out);
+        let mut groups = |dtype, scales: &[u8], biases: &[u8]| {
+            dequantise_groups(DType::U4, 64, &words, Numbers { dtype, scales, biases }, &mut out);
+            out
+        };
+        let out = groups(DType::F16, &f16s(0.5, 3.0), &f16s(-2.0, 0.25));
         assert_eq!(out[..10], [-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 5.5]);
         assert_eq!(out[64..], [0.25; 64]);
         let bf16s = |a: f32, b: f32| [half::bf16::from_f32(a).to_le_bytes(), half::bf16::from_f32(b).to_le_bytes()].concat();
-        dequantise_groups(&words, DType::BF16, &bf16s(-1.0, 3.0), &bf16s(8.0, -0.5), &mut out);
+        let out = groups(DType::BF16, &bf16s(-1.0, 3.0), &bf16s(8.0, -0.5));
         assert_eq!((out[0], out[7], out[9], out[64]), (8.0, 1.0, -7.0, -0.5));
+    }
+
+    #[test]
+    fn groups_of_every_width_are_one_stream_of_bits() {
+        for bits in [2, 3, 4, 5, 6, 8] {
+            let dtype = DType::unsigned(bits).unwrap();
+            for group in [32, 64, 128] {
+                let k = 2 * group;
+                // Element i, spelled out bit by bit.
+                let q = |i: usize| (i * 37 + 11) % (1 << bits);
+                let mut stored = vec![0u8; dtype.bytes_of(k).unwrap()];
+                (0..k * bits).filter(|at| q(at / bits) >> (at % bits) & 1 == 1).for_each(|at| stored[at / 8] |= 1 << (at % 8));
+                let scales: Vec<u8> = [0.5f32, -3.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+                let biases: Vec<u8> = [-1.0f32, 0.25].iter().flat_map(|x| x.to_le_bytes()).collect();
+                let mut out = vec![f32::NAN; k];
+                dequantise_groups(dtype, group, &stored, Numbers { dtype: DType::F32, scales: &scales, biases: &biases }, &mut out);
+                let right = |i: usize| if i < group { q(i) as f32 * 0.5 - 1.0 } else { q(i) as f32 * -3.0 + 0.25 };
+                assert!((0..k).all(|i| out[i] == right(i)), "{dtype} in groups of {group}: {out:?}");
+            }
+        }
     }
 
     #[test]

@@ -172,6 +172,11 @@ impl Lanes for Avx2 {
         unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
     }
     #[inline(always)]
+    unsafe fn xor(a: I, b: I) -> I {
+        // SAFETY: the trait's conditions.
+        unsafe { [_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
     unsafe fn shift_right<const N: i32>(a: I) -> I {
         // SAFETY: the trait's conditions.
         unsafe { [_mm256_srli_epi32::<N>(a[0]), _mm256_srli_epi32::<N>(a[1])] }
@@ -182,9 +187,24 @@ impl Lanes for Avx2 {
         unsafe { [_mm256_slli_epi32::<N>(a[0]), _mm256_slli_epi32::<N>(a[1])] }
     }
     #[inline(always)]
+    unsafe fn shift_right_by(a: I, n: i32) -> I {
+        // SAFETY: the trait's conditions.
+        unsafe { [_mm256_srl_epi32(a[0], _mm_cvtsi32_si128(n)), _mm256_srl_epi32(a[1], _mm_cvtsi32_si128(n))] }
+    }
+    #[inline(always)]
+    unsafe fn shift_left_by(a: I, n: i32) -> I {
+        // SAFETY: the trait's conditions.
+        unsafe { [_mm256_sll_epi32(a[0], _mm_cvtsi32_si128(n)), _mm256_sll_epi32(a[1], _mm_cvtsi32_si128(n))] }
+    }
+    #[inline(always)]
     unsafe fn shift_right_signed<const N: i32>(a: I) -> I {
         // SAFETY: the trait's conditions.
         unsafe { [_mm256_srai_epi32::<N>(a[0]), _mm256_srai_epi32::<N>(a[1])] }
+    }
+    #[inline(always)]
+    unsafe fn from_bits(a: I) -> F {
+        // SAFETY: the trait's conditions.
+        unsafe { [_mm256_castsi256_ps(a[0]), _mm256_castsi256_ps(a[1])] }
     }
     #[inline(always)]
     unsafe fn to_f(a: I) -> F {

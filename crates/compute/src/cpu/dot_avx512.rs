@@ -160,6 +160,11 @@ impl Lanes for Avx512 {
         unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
+    unsafe fn xor(a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the trait's conditions.
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
     unsafe fn shift_right<const N: i32>(a: __m512i) -> __m512i {
         // SAFETY: the trait's conditions.
         unsafe { _mm512_srl_epi32(a, _mm_cvtsi32_si128(N)) }
@@ -170,9 +175,24 @@ impl Lanes for Avx512 {
         unsafe { _mm512_sll_epi32(a, _mm_cvtsi32_si128(N)) }
     }
     #[inline(always)]
+    unsafe fn shift_right_by(a: __m512i, n: i32) -> __m512i {
+        // SAFETY: the trait's conditions.
+        unsafe { _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)) }
+    }
+    #[inline(always)]
+    unsafe fn shift_left_by(a: __m512i, n: i32) -> __m512i {
+        // SAFETY: the trait's conditions.
+        unsafe { _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)) }
+    }
+    #[inline(always)]
     unsafe fn shift_right_signed<const N: i32>(a: __m512i) -> __m512i {
         // SAFETY: the trait's conditions.
         unsafe { _mm512_sra_epi32(a, _mm_cvtsi32_si128(N)) }
+    }
+    #[inline(always)]
+    unsafe fn from_bits(a: __m512i) -> __m512 {
+        // SAFETY: the trait's conditions.
+        unsafe { _mm512_castsi512_ps(a) }
     }
     #[inline(always)]
     unsafe fn to_f(a: __m512i) -> __m512 {

@@ -184,6 +184,11 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
         unsafe { [vorrq_s32(a[0], b[0]), vorrq_s32(a[1], b[1]), vorrq_s32(a[2], b[2]), vorrq_s32(a[3], b[3])] }
     }
     #[inline(always)]
+    unsafe fn xor(a: I, b: I) -> I {
+        // SAFETY: the trait's conditions.
+        unsafe { [veorq_s32(a[0], b[0]), veorq_s32(a[1], b[1]), veorq_s32(a[2], b[2]), veorq_s32(a[3], b[3])] }
+    }
+    #[inline(always)]
     unsafe fn shift_right<const N: i32>(a: I) -> I {
         // SAFETY: the trait's conditions.
         unsafe {
@@ -208,6 +213,30 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
         }
     }
     #[inline(always)]
+    unsafe fn shift_right_by(a: I, n: i32) -> I {
+        // SAFETY: the trait's conditions.
+        unsafe {
+            [
+                vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a[0]), vdupq_n_s32(-n))),
+                vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a[1]), vdupq_n_s32(-n))),
+                vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a[2]), vdupq_n_s32(-n))),
+                vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a[3]), vdupq_n_s32(-n))),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn shift_left_by(a: I, n: i32) -> I {
+        // SAFETY: the trait's conditions.
+        unsafe {
+            [
+                vshlq_s32(a[0], vdupq_n_s32(n)),
+                vshlq_s32(a[1], vdupq_n_s32(n)),
+                vshlq_s32(a[2], vdupq_n_s32(n)),
+                vshlq_s32(a[3], vdupq_n_s32(n)),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn shift_right_signed<const N: i32>(a: I) -> I {
         // SAFETY: the trait's conditions.
         unsafe {
@@ -218,6 +247,11 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
                 vshlq_s32(a[3], vdupq_n_s32(-N)),
             ]
         }
+    }
+    #[inline(always)]
+    unsafe fn from_bits(a: I) -> F {
+        // SAFETY: the trait's conditions.
+        unsafe { [vreinterpretq_f32_s32(a[0]), vreinterpretq_f32_s32(a[1]), vreinterpretq_f32_s32(a[2]), vreinterpretq_f32_s32(a[3])] }
     }
     #[inline(always)]
     unsafe fn to_f(a: I) -> F {

@@ -118,6 +118,18 @@ impl Lanes for Portable {
         each(|i| a[i] | b[i])
     }
     #[inline(always)]
+    unsafe fn xor(a: I, b: I) -> I {
+        each(|i| a[i] ^ b[i])
+    }
+    #[inline(always)]
+    unsafe fn shift_right_by(a: I, n: i32) -> I {
+        each(|i| ((a[i] as u32) >> n) as i32)
+    }
+    #[inline(always)]
+    unsafe fn shift_left_by(a: I, n: i32) -> I {
+        each(|i| a[i] << n)
+    }
+    #[inline(always)]
     unsafe fn shift_right<const N: i32>(a: I) -> I {
         each(|i| ((a[i] as u32) >> N) as i32)
     }
@@ -128,6 +140,10 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn shift_right_signed<const N: i32>(a: I) -> I {
         each(|i| a[i] >> N)
+    }
+    #[inline(always)]
+    unsafe fn from_bits(a: I) -> F {
+        each(|i| f32::from_bits(a[i] as u32))
     }
     #[inline(always)]
     unsafe fn to_f(a: I) -> F {

@@ -4,7 +4,7 @@
 
 use super::Cpu;
 use super::lanes::{self, LANES, Lanes, Op};
-use super::math::{gelu_tanh_lanes, silu_lanes};
+use super::math::{gelu_tanh_lanes, silu_lanes, softcap_lanes};
 use super::pool::Parts;
 
 /// Elements of one task: less is not worth sharing.
@@ -34,6 +34,40 @@ impl Cpu {
     /// If the lengths differ.
     pub fn add(&self, x: &mut [f32], y: &[f32]) {
         self.each::<Add>(x, y);
+    }
+
+    /// `x[r] += row` for each row of `x`, (rows, k), and `row`, (k).
+    ///
+    /// # Panics
+    /// If `x` is not whole rows.
+    pub fn add_rows(&self, x: &mut [f32], row: &[f32]) {
+        let k = row.len();
+        assert!(k > 0 && x.len().is_multiple_of(k), "rows of {k}: {}", x.len());
+        let rows_a_task = (ELEMENTS_A_TASK / k).max(1);
+        let rows = x.len() / k;
+        let x = Parts::new(x);
+        self.pool.run(rows.div_ceil(rows_a_task), &|_, task| {
+            let first = task * rows_a_task;
+            for r in first..rows.min(first + rows_a_task) {
+                // SAFETY: tasks have rows of their own. `Cpu::new` checked the path.
+                unsafe { lanes::run(self.simd, Each::<Add> { x: x.slice(r * k, k), y: row, what: std::marker::PhantomData }) };
+            }
+        });
+    }
+
+    /// `x = cap * tanh(x / cap)`: between -cap and cap.
+    ///
+    /// # Panics
+    /// If `cap` is not above zero.
+    pub fn softcap(&self, x: &mut [f32], cap: f32) {
+        assert!(cap > 0.0, "a cap above zero, not {cap}");
+        let all = x.len();
+        let x = Parts::new(x);
+        self.pool.run(all.div_ceil(ELEMENTS_A_TASK), &|_, task| {
+            let start = task * ELEMENTS_A_TASK;
+            // SAFETY: tasks have elements of their own. `Cpu::new` checked the path.
+            unsafe { lanes::run(self.simd, SoftCap { x: x.slice(start, ELEMENTS_A_TASK.min(all - start)), cap }) };
+        });
     }
 
     /// `x *= by`.
@@ -207,6 +241,25 @@ impl<T: Pairwise> Op for Each<'_, T> {
             L::store(last.as_mut_ptr(), T::of::<L>(L::load(last.as_ptr()), L::load(pad(y_tail).as_ptr())));
             x_tail.copy_from_slice(&last[..x_tail.len()]);
         }
+    }
+}
+
+struct SoftCap<'a> {
+    x: &'a mut [f32],
+    cap: f32,
+}
+
+impl Op for SoftCap<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let (xs, tail) = self.x.as_chunks_mut::<LANES>();
+        let mut last = pad(tail);
+        for x in xs.iter_mut().chain([&mut last]) {
+            // SAFETY: as the caller's; every access is to sixteen elements of a chunk or of a padded copy.
+            unsafe { L::store(x.as_mut_ptr(), softcap_lanes::<L>(L::load(x.as_ptr()), L::splat(self.cap))) };
+        }
+        tail.copy_from_slice(&last[..tail.len()]);
     }
 }
 

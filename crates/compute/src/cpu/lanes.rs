@@ -78,11 +78,18 @@ pub(crate) trait Lanes: Copy {
     unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn xor(a: Self::I, b: Self::I) -> Self::I;
     /// Logical shift.
     unsafe fn shift_right<const N: i32>(a: Self::I) -> Self::I;
     unsafe fn shift_left<const N: i32>(a: Self::I) -> Self::I;
+    /// Logical shift by 0 to 31.
+    unsafe fn shift_right_by(a: Self::I, n: i32) -> Self::I;
+    /// Shift by 0 to 31.
+    unsafe fn shift_left_by(a: Self::I, n: i32) -> Self::I;
     /// Arithmetic shift.
     unsafe fn shift_right_signed<const N: i32>(a: Self::I) -> Self::I;
+    /// The f32 whose bits these are.
+    unsafe fn from_bits(a: Self::I) -> Self::F;
     /// The nearest f32, ties to even.
     unsafe fn to_f(a: Self::I) -> Self::F;
     /// The sum of all lanes.

@@ -28,6 +28,18 @@ pub fn gelu_tanh(x: f32) -> f32 {
     unsafe { gelu_tanh_lanes::<Portable>(Portable::splat(x))[0] }
 }
 
+/// The hyperbolic tangent, to about 1e-7 (absolutely); exactly -1 and 1 from about 9 on.
+pub fn tanh(x: f32) -> f32 {
+    // SAFETY: the portable lanes need nothing.
+    unsafe { tanh_lanes::<Portable>(Portable::splat(x))[0] }
+}
+
+/// `cap * tanh(x / cap)`: between -cap and cap.
+pub fn softcap(x: f32, cap: f32) -> f32 {
+    // SAFETY: the portable lanes need nothing.
+    unsafe { softcap_lanes::<Portable>(Portable::splat(x), Portable::splat(cap))[0] }
+}
+
 /// # Safety
 /// As for every method of `L`.
 #[inline(always)]
@@ -72,9 +84,40 @@ pub(crate) unsafe fn gelu_tanh_lanes<L: Lanes>(x: L::F) -> L::F {
     }
 }
 
+/// # Safety
+/// As for every method of `L`.
+#[inline(always)]
+pub(crate) unsafe fn tanh_lanes<L: Lanes>(x: L::F) -> L::F {
+    // 1 - 2 / (1 + exp(2 x)), where an exponential of zero or infinity gives -1 or 1.
+    // SAFETY: as the caller's.
+    unsafe {
+        let one = L::splat(1.0);
+        L::sub(one, L::div(L::splat(2.0), L::add(one, exp_lanes::<L>(L::add(x, x)))))
+    }
+}
+
+/// # Safety
+/// As for every method of `L`.
+#[inline(always)]
+pub(crate) unsafe fn softcap_lanes<L: Lanes>(x: L::F, cap: L::F) -> L::F {
+    // SAFETY: as the caller's.
+    unsafe { L::mul(cap, tanh_lanes::<L>(L::div(x, cap))) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tanh_stays_within_one() {
+        for i in -20_000..=20_000 {
+            let x = i as f32 / 1000.0;
+            assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() <= 2e-7, "tanh({x})");
+            assert!((f64::from(softcap(x, 5.0)) - 5.0 * (f64::from(x) / 5.0).tanh()).abs() <= 2e-6, "{x} capped");
+        }
+        assert_eq!((tanh(0.0), tanh(1e9), tanh(f32::NEG_INFINITY), softcap(-1e30, 30.0)), (0.0, 1.0, -1.0, -30.0));
+        assert!(tanh(f32::NAN).is_nan());
+    }
 
     #[test]
     fn exp_is_within_two_units_in_the_last_place() {

@@ -1,18 +1,19 @@
 //! Products of weights and activations: a task computes some tiles of sixteen outputs for all rows.
 //!
-//! Quantised: a tile is unpacked once (`tile.rs`) and multiplied with a few rows at a time, so that one row and many take the same
+//! Quantised: a tile is unpacked once (`tile.rs`, `groups.rs`) and multiplied with a few rows at a time, so that one row and many take the same
 //! path. Floats: a few weight rows are converted and multiplied with a few activation rows.
 
 #![allow(unsafe_code)]
 
 use super::activations::{Activations, BLOCK};
 use super::dequant::dequantise_inline;
+use super::groups::{Numbers, Unsigned};
 use super::lanes::{self, LANES, Lanes, Op};
 use super::pool::Parts;
 use super::tile::{self, Block, Format, Kind};
 use super::{Arithmetic, Cpu, Scratch};
 use crate::Matrix;
-use driftwood_region::DType;
+use driftwood_region::{DType, View};
 
 /// Weight rows that a float tile converts at once.
 const FLOAT_ROWS: usize = 4;
@@ -32,7 +33,7 @@ impl Cpu {
         }
         let rows_a_task = (ELEMENTS_ALONE / k).max(1);
         let values = &x.values;
-        let (quants, half_sums) = (Parts::new(&mut x.quants), Parts::new(&mut x.half_sums));
+        let (quants, split, half_sums) = (Parts::new(&mut x.quants), Parts::new(&mut x.split), Parts::new(&mut x.half_sums));
         let (scales, scaled_sums) = (Parts::new(&mut x.scales), Parts::new(&mut x.scaled_sums));
         self.pool.run(rows.div_ceil(rows_a_task), &|_, task| {
             let first = task * rows_a_task;
@@ -43,6 +44,7 @@ impl Cpu {
                 let op = Quantise {
                     values: &values[start * BLOCK..][..len * BLOCK],
                     quants: quants.slice(start * BLOCK, len * BLOCK),
+                    split: split.slice(start * BLOCK, len * BLOCK),
                     scales: scales.slice(start, len),
                     scaled_sums: scaled_sums.slice(start, len),
                     half_sums: half_sums.slice(start, len),
@@ -65,8 +67,8 @@ impl Cpu {
         if out.is_empty() {
             return;
         }
-        let product = Product { matrix: w, weights: stored.bytes(), row_bytes: stored.row_bytes(), n, x, out: Parts::new(out) };
-        let quantised = stored.dtype().is_quantised() && self.arithmetic == Arithmetic::Fast;
+        let product = Product { matrix: w, row_bytes: stored.row_bytes(), n, x, out: Parts::new(out) };
+        let quantised = (stored.dtype().is_quantised() || w.group().is_some()) && self.arithmetic == Arithmetic::Fast;
         let tile_rows = if quantised { LANES } else { FLOAT_ROWS };
         let tiles = n.div_ceil(tile_rows);
         let tasks = if self.threads() == 1 { 1 } else { tiles.min(self.threads() * TASKS_PER_THREAD) };
@@ -94,20 +96,29 @@ impl Cpu {
             DType::Q4_K => self.tile_of::<tile::Q4K>(p, first, lanes, scratch),
             DType::Q5_K => self.tile_of::<tile::Q5K>(p, first, lanes, scratch),
             DType::Q6_K => self.tile_of::<tile::Q6K>(p, first, lanes, scratch),
+            DType::U2 => self.tile_of::<Unsigned<2>>(p, first, lanes, scratch),
+            DType::U3 => self.tile_of::<Unsigned<3>>(p, first, lanes, scratch),
+            DType::U4 => self.tile_of::<Unsigned<4>>(p, first, lanes, scratch),
+            DType::U5 => self.tile_of::<Unsigned<5>>(p, first, lanes, scratch),
+            DType::U6 => self.tile_of::<Unsigned<6>>(p, first, lanes, scratch),
+            DType::U8 => self.tile_of::<Unsigned<8>>(p, first, lanes, scratch),
             other => unreachable!("{other} is not quantised"),
         }
     }
 
     fn tile_of<T: Format>(&self, p: &Product<'_>, first: usize, lanes: usize, scratch: &mut Scratch) {
-        let mut weights = &p.weights[first * p.row_bytes..][..lanes * p.row_bytes];
-        if lanes < LANES {
-            let padded = scratch.fourth.bytes(LANES * p.row_bytes);
-            padded[..weights.len()].copy_from_slice(weights);
-            padded[weights.len()..].fill(0);
-            weights = padded;
-        }
+        let numbers_bytes = p.matrix.scales().map_or(0, View::row_bytes);
+        let (weights, numbers) = scratch.fourth.bytes(LANES * (p.row_bytes + 2 * numbers_bytes)).split_at_mut(LANES * p.row_bytes);
+        let (scales, biases) = numbers.split_at_mut(LANES * numbers_bytes);
         let op = QuantisedTile::<'_, T> {
-            weights,
+            weights: sixteen_rows(p.matrix.weight(), first, lanes, weights),
+            numbers: p.matrix.scales().zip(p.matrix.biases()).zip(p.matrix.group()).map(|((s, b), group)| Numbers {
+                dtype: s.dtype(),
+                scales: sixteen_rows(s, first, lanes, scales),
+                biases: sixteen_rows(b, first, lanes, biases),
+                row_bytes: numbers_bytes,
+                group,
+            }),
             row_bytes: p.row_bytes,
             x: p.x,
             sums: scratch.third.f32(p.x.rows() * LANES),
@@ -150,10 +161,21 @@ impl Cpu {
     }
 }
 
+/// Sixteen rows of a view from `first` on: the `lanes` that there are and, for the rest, zeros, for which there is `room`.
+fn sixteen_rows<'a>(view: &'a View, first: usize, lanes: usize, room: &'a mut [u8]) -> &'a [u8] {
+    let row_bytes = view.row_bytes();
+    let rows = &view.bytes()[first * row_bytes..][..lanes * row_bytes];
+    if lanes == LANES {
+        return rows;
+    }
+    room[..rows.len()].copy_from_slice(rows);
+    room[rows.len()..].fill(0);
+    room
+}
+
 /// What all tasks of one product share.
 struct Product<'a> {
     matrix: &'a Matrix,
-    weights: &'a [u8], // (n, k) as stored
     row_bytes: usize,
     n: usize,
     x: &'a Activations,
@@ -163,6 +185,7 @@ struct Product<'a> {
 struct Quantise<'a> {
     values: &'a [f32],
     quants: &'a mut [i8],
+    split: &'a mut [i8],
     scales: &'a mut [f32],
     scaled_sums: &'a mut [f32],
     half_sums: &'a mut [[i32; 2]],
@@ -174,9 +197,13 @@ impl Op for Quantise<'_> {
     unsafe fn run<L: Lanes>(self) {
         let (values, _) = self.values.as_chunks::<BLOCK>();
         let (quants, _) = self.quants.as_chunks_mut::<BLOCK>();
-        for (b, (values, quants)) in values.iter().zip(quants).enumerate() {
+        let (split, _) = self.split.as_chunks_mut::<BLOCK>();
+        for (b, ((values, quants), split)) in values.iter().zip(quants).zip(split).enumerate() {
             // SAFETY: as the caller's.
             let block = unsafe { quantise_block::<L>(values, quants) };
+            for i in 0..BLOCK / 2 {
+                (split[i], split[BLOCK / 2 + i]) = (quants[2 * i], quants[2 * i + 1]);
+            }
             (self.scales[b], self.scaled_sums[b], self.half_sums[b]) = (block.scale, block.scaled_sum, block.half_sums);
         }
     }
@@ -215,6 +242,7 @@ unsafe fn quantise_block<L: Lanes>(values: &[f32; BLOCK], quants: &mut [i8; BLOC
 struct QuantisedTile<'a, T> {
     weights: &'a [u8], // (16, k) as stored
     row_bytes: usize,
+    numbers: Option<Numbers<'a>>, // of groups
     x: &'a Activations,
     sums: &'a mut [f32], // (rows, 16), the result
     block: Block,        // BLOCKS_MAX of them
@@ -227,30 +255,26 @@ impl<T: Format> Op for QuantisedTile<'_, T> {
     unsafe fn run<L: Lanes>(self) {
         let (rows, blocks) = (self.x.rows(), self.x.k() / BLOCK);
         assert!(self.row_bytes * T::BLOCKS == blocks * T::BYTES && self.weights.len() == LANES * self.row_bytes, "whole blocks");
+        assert!(self.numbers.as_ref().is_none_or(|numbers| numbers.cover(blocks)), "a scale and a bias a group");
         assert!(self.sums.len() == rows * LANES, "one sum an output");
         self.sums.fill(0.0);
         for first in (0..blocks).step_by(tile::BLOCKS_MAX) {
             let count = tile::BLOCKS_MAX.min(blocks - first);
-            for at in (0..count).step_by(T::BLOCKS) {
-                let stored = (first + at) / T::BLOCKS;
-                // SAFETY: the row has blocks up to `blocks`, and the buffers hold BLOCKS_MAX.
-                unsafe {
-                    self.prefetch_next::<L>(stored);
-                    T::unpack::<L>(self.weights.as_ptr().add(stored * T::BYTES), self.row_bytes, self.block.at(at));
-                }
-            }
+            // SAFETY: as the caller's; the row has blocks up to `blocks`, and `first` is a multiple of BLOCKS_MAX.
+            unsafe { self.unpack::<L>(first, count) };
+            let scale_shift = self.numbers.as_ref().map_or(0, |numbers| (numbers.group / BLOCK).ilog2());
             let mut row = 0;
             while row < rows {
                 let rows_now = largest_power_of_two(L::ROWS.min(rows - row));
                 // SAFETY: `row + rows_now <= rows`, and the activations hold (rows, blocks) of everything.
                 unsafe {
-                    let a = Rows::new(self.x, row, first);
+                    let a = Rows::new(self.x, row, first, T::SPLIT);
                     let sums = self.sums.as_mut_ptr().add(row * LANES);
                     match rows_now {
-                        8 => multiply::<L, T, 8>(self.block, count, a, sums),
-                        4 => multiply::<L, T, 4>(self.block, count, a, sums),
-                        2 => multiply::<L, T, 2>(self.block, count, a, sums),
-                        _ => multiply::<L, T, 1>(self.block, count, a, sums),
+                        8 => multiply::<L, T, 8>((self.block, count, scale_shift), a, sums),
+                        4 => multiply::<L, T, 4>((self.block, count, scale_shift), a, sums),
+                        2 => multiply::<L, T, 2>((self.block, count, scale_shift), a, sums),
+                        _ => multiply::<L, T, 1>((self.block, count, scale_shift), a, sums),
                     }
                 }
                 row += rows_now;
@@ -259,7 +283,50 @@ impl<T: Format> Op for QuantisedTile<'_, T> {
     }
 }
 
+/// The most bytes that groups store together.
+const TOGETHER_BYTES_MAX: usize = 80;
+
 impl<T: Format> QuantisedTile<'_, T> {
+    /// Unpacks `count` blocks of the sixteen rows from `first` on.
+    ///
+    /// # Safety
+    /// As for every method of `L`; the rows have these blocks, at most BLOCKS_MAX, and `first` is a multiple of that.
+    #[inline(always)]
+    unsafe fn unpack<L: Lanes>(&self, first: usize, count: usize) {
+        for at in (0..count).step_by(T::BLOCKS) {
+            let stored = (first + at) / T::BLOCKS;
+            // SAFETY: the caller's promise, and the buffers hold BLOCKS_MAX.
+            unsafe {
+                self.prefetch_next::<L>(stored);
+                if at + T::BLOCKS <= count {
+                    T::unpack::<L>(self.weights.as_ptr().add(stored * T::BYTES), self.row_bytes, self.block.at(at));
+                } else {
+                    self.unpack_last::<L>(stored, self.block.at(at));
+                }
+            }
+        }
+        if let Some(numbers) = &self.numbers {
+            // SAFETY: the caller's promise.
+            unsafe { numbers.put::<L>(first, count, self.block) };
+        }
+    }
+
+    /// Unpacks a row's last blocks, where they are fewer than what is stored together: groups of 32 and 64 end anywhere.
+    ///
+    /// # Safety
+    /// As for every method of `L`, and `to` has room for [`Format::BLOCKS`] blocks.
+    #[inline(always)]
+    unsafe fn unpack_last<L: Lanes>(&self, stored: usize, to: Block) {
+        assert!(T::BYTES <= TOGETHER_BYTES_MAX, "only groups end within what is stored together");
+        let mut padded = [[0u8; TOGETHER_BYTES_MAX]; LANES];
+        for (row, padded) in self.weights.chunks_exact(self.row_bytes).zip(&mut padded) {
+            let last = &row[stored * T::BYTES..];
+            padded[..last.len()].copy_from_slice(last);
+        }
+        // SAFETY: as the caller's; the copies are long enough.
+        unsafe { T::unpack::<L>(padded.as_ptr().cast(), TOGETHER_BYTES_MAX, to) }
+    }
+
     /// Asks for a part of the next tile, which follows in memory: sixteen rows are too many for hardware to foresee.
     ///
     /// # Safety
@@ -293,13 +360,14 @@ impl Rows {
     /// # Safety
     /// The row and the block must exist in `x`.
     #[inline(always)]
-    unsafe fn new(x: &Activations, row: usize, block: usize) -> Rows {
+    unsafe fn new(x: &Activations, row: usize, block: usize, split: bool) -> Rows {
+        let quants = if split { &x.split } else { &x.quants };
         let blocks = x.k() / BLOCK;
         let at = row * blocks + block;
         // SAFETY: the caller's promise; `resize` made every buffer hold all rows.
         unsafe {
             Rows {
-                quants: x.quants.as_ptr().add(at * BLOCK),
+                quants: quants.as_ptr().add(at * BLOCK),
                 scales: x.scales.as_ptr().add(at),
                 scaled_sums: x.scaled_sums.as_ptr().add(at),
                 half_sums: x.half_sums.as_ptr().add(at),
@@ -309,9 +377,10 @@ impl Rows {
     }
 }
 
-/// Adds the products of `count` unpacked blocks with `R` rows to `sums`, (R, 16): the chain that defines the result.
+/// Adds the products of `count` unpacked blocks with `R` rows to `sums`, (R, 16): the chain that defines the result. Scales are those of
+/// block `b >> scale_shift`.
 #[inline(always)]
-unsafe fn multiply<L: Lanes, T: Format, const R: usize>(block: Block, count: usize, a: Rows, sums: *mut f32) {
+unsafe fn multiply<L: Lanes, T: Format, const R: usize>((blocks, count, scale_shift): (Block, usize, u32), a: Rows, sums: *mut f32) {
     // SAFETY: the caller vouches for `count` blocks, for `R` rows of them, and for `R` times sixteen sums.
     unsafe {
         let mut acc = [L::splat(0.0); R];
@@ -319,7 +388,7 @@ unsafe fn multiply<L: Lanes, T: Format, const R: usize>(block: Block, count: usi
             *acc = L::load(sums.add(r * LANES));
         }
         for b in 0..count {
-            let block = block.at(b);
+            let block = Block { scales: blocks.at(b >> scale_shift).scales, ..blocks.at(b) };
             let (mut low, mut high) = ([L::splat_i(0); 4], [L::splat_i(0); 4]);
             for t in 0..4 {
                 low[t] = L::load_i(block.weights.add(t * LANES));
@@ -364,6 +433,9 @@ unsafe fn integer_sum<L: Lanes, T: Format>(
         if T::RANGE == lanes::range::BYTE {
             let first = L::dot::<{ lanes::range::BYTE }>(start, low, quants);
             L::add_i(first, L::dot::<{ lanes::range::BYTE }>(zero, high, quants.add(LANES)))
+        } else if T::RANGE == lanes::range::SIX_BITS {
+            let first = L::dot::<{ lanes::range::SIX_BITS }>(start, low, quants);
+            L::add_i(first, L::dot::<{ lanes::range::SIX_BITS }>(zero, high, quants.add(LANES)))
         } else {
             let first = L::dot::<{ lanes::range::FIVE_BITS }>(start, low, quants);
             L::add_i(first, L::dot::<{ lanes::range::FIVE_BITS }>(zero, high, quants.add(LANES)))

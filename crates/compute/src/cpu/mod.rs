@@ -9,7 +9,7 @@
 //! - Fast products: integer sums over 32 elements, which are exact, joined by one chain of fused multiply-adds along K. Exact products:
 //!   sixteen partial sums along K, then a tree.
 //!
-//! Files with `unsafe`: `pool.rs`, `lanes.rs`, the four `dot_*.rs`, `tile.rs`, `matmul.rs`, `elementwise.rs`, `attend.rs`, `math.rs`.
+//! Files with `unsafe`: `pool.rs`, `lanes.rs`, the four `dot_*.rs`, `tile.rs`, `groups.rs`, `matmul.rs`, `elementwise.rs`, `attend.rs`, `math.rs`.
 
 pub(crate) mod activations;
 pub(crate) mod attend;
@@ -22,6 +22,7 @@ mod dot_avx512;
 mod dot_neon;
 mod dot_portable;
 mod elementwise;
+mod groups;
 pub(crate) mod kv;
 mod lanes;
 pub mod math;
@@ -39,7 +40,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Changes whenever a kernel's results change in any bit; part of the numerics id.
-pub const KERNEL_VERSION: u32 = 1;
+pub const KERNEL_VERSION: u32 = 2;
 
 /// How products are computed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -7,7 +7,7 @@ use half::f16;
 use std::io::Write;
 use std::sync::Arc;
 
-pub(crate) const WEIGHTS: [DType; 12] = [
+pub(crate) const WEIGHTS: [DType; 11] = [
     DType::F32,
     DType::F16,
     DType::BF16,
@@ -19,8 +19,40 @@ pub(crate) const WEIGHTS: [DType; 12] = [
     DType::Q4_K,
     DType::Q5_K,
     DType::Q6_K,
-    DType::U4, // with its groups' scales and biases
 ];
+
+/// A way to store a weight: rows of [`WEIGHTS`], or groups of so many unsigned integers with scales and biases of a dtype.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stored {
+    dtype: DType,
+    groups: Option<(usize, DType)>,
+}
+
+impl Stored {
+    /// Rows of each dtype, and each width in each group, with numbers in dtypes that go round.
+    fn all() -> Vec<Stored> {
+        let rows = WEIGHTS.into_iter().map(|dtype| Stored { dtype, groups: None });
+        let one_of_three = |i: usize| i % 3 == (i / 3 + i / 9) % 3;
+        rows.chain(Self::groups().enumerate().filter(|(i, _)| one_of_three(*i)).map(|(_, stored)| stored)).collect()
+    }
+
+    /// Each width in each group with numbers in each dtype.
+    fn groups() -> impl Iterator<Item = Stored> {
+        let widths = [2, 3, 4, 5, 6, 8].into_iter().map(|bits| DType::unsigned(bits).unwrap());
+        let numbers = [32, 64, 128].into_iter().flat_map(|group| [DType::F32, DType::F16, DType::BF16].map(|d| (group, d)));
+        widths.flat_map(move |dtype| numbers.clone().map(move |n| Stored { dtype, groups: Some(n) }))
+    }
+
+    /// Elements that rows are a multiple of.
+    fn block(self) -> usize {
+        self.groups.map_or(self.dtype.block_len(), |(group, _)| group)
+    }
+
+    /// What the largest integer of a group is multiplied by to give about one.
+    fn unit(self) -> f32 {
+        1.0 / (1 << self.dtype.unsigned_bits().unwrap()) as f32
+    }
+}
 /// What stands around every output, and must stay.
 const SENTINEL: f32 = 1234.5;
 const GUARD: usize = 19;
@@ -55,7 +87,7 @@ impl Random {
                 DType::Q4_0 | DType::Q5_0 => half(0, x / 16.0),
                 DType::Q4_1 | DType::Q5_1 => (half(0, x / 16.0), half(2, x * -0.4)).1,
                 DType::Q4_K | DType::Q5_K => (half(0, x / 512.0), half(2, x / 300.0)).1,
-                DType::U4 => {}
+                _ if dtype.unsigned_bits().is_some() => {}
                 _ => half(208, x / 4096.0),
             }
         }
@@ -78,23 +110,33 @@ fn matrix(dtype: DType, n: usize, k: usize, bytes: &[u8]) -> Matrix {
 }
 
 /// A weight of about unit size. The scales and biases of groups begin at odd places, as they may in a file.
-fn random_matrix(random: &mut Random, dtype: DType, n: usize, k: usize) -> Matrix {
-    let bytes = random.weights(dtype, n * k);
-    if dtype != DType::U4 {
-        return matrix(dtype, n, k, &bytes);
-    }
-    let groups = n * k / Matrix::GROUP;
-    let numbers = random.floats(2 * groups);
-    let stored = numbers.iter().flat_map(|x| half::bf16::from_f32(x / 16.0).to_le_bytes());
-    let region = mapped(&[0u8; 2].into_iter().chain(stored).chain(bytes).collect::<Vec<_>>());
-    let view = |at: usize, dtype: DType, k: usize| View::new(&region, at, dtype, Shape::new(&[n, k]).unwrap()).unwrap();
-    let numbers = |at: usize| view(at, DType::BF16, k / Matrix::GROUP);
-    Matrix::grouped(view(2 + 4 * groups, dtype, k), numbers(2), numbers(2 + 2 * groups))
+fn random_matrix(random: &mut Random, stored: Stored, n: usize, k: usize) -> Matrix {
+    let bytes = random.weights(stored.dtype, n * k);
+    let Some((group, dtype)) = stored.groups else {
+        return matrix(stored.dtype, n, k, &bytes);
+    };
+    let numbers: Vec<f32> = random.floats(2 * n * k / group).into_iter().map(|x| x * stored.unit()).collect();
+    let numbers = floats_as(dtype, &numbers);
+    grouped(stored, n, k, &bytes, &numbers[..numbers.len() / 2], &numbers[numbers.len() / 2..])
 }
 
-/// Elements that a weight's rows are a multiple of.
-fn row_block(dtype: DType) -> usize {
-    if dtype == DType::U4 { Matrix::GROUP } else { dtype.block_len() }
+/// Floats as they are stored in F32, F16 or BF16.
+fn floats_as(dtype: DType, floats: &[f32]) -> Vec<u8> {
+    let each = |x: &f32| match dtype {
+        DType::F32 => x.to_le_bytes().to_vec(),
+        DType::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
+        _ => half::bf16::from_f32(*x).to_le_bytes().to_vec(),
+    };
+    floats.iter().flat_map(each).collect()
+}
+
+/// A weight in groups. The numbers begin at odd places.
+fn grouped(stored: Stored, n: usize, k: usize, weights: &[u8], scales: &[u8], biases: &[u8]) -> Matrix {
+    let (group, dtype) = stored.groups.unwrap();
+    let region = mapped(&[&[0; 2], scales, biases, weights].concat());
+    let view = |at: usize, dtype: DType, k: usize| View::new(&region, at, dtype, Shape::new(&[n, k]).unwrap()).unwrap();
+    let (scales_view, biases_view) = (view(2, dtype, k / group), view(2 + scales.len(), dtype, k / group));
+    Matrix::grouped(view(2 + 2 * scales.len(), stored.dtype, k), scales_view, biases_view, group)
 }
 
 fn activations(cpu: &Cpu, rows: usize, k: usize, values: &[f32]) -> Activations {
@@ -147,14 +189,14 @@ fn reference(w: &Matrix, x: &[f32], rows: usize) -> Vec<(f64, f64)> {
 fn products_are_right_on_every_path() {
     // Exact: rounding of f32 sums. Fast: besides, each activation is off by up to half a step of its block.
     for (arithmetic, tolerance) in [(Arithmetic::Exact, 1e-6), (Arithmetic::Fast, 8e-3)] {
-        for dtype in WEIGHTS {
-            let block = row_block(dtype);
+        for stored in Stored::all() {
+            let block = stored.block();
             for (rows, n, k) in
                 [(1, 1, 1), (1, 33, 2), (2, 7, 3), (3, 16, 5), (4, 130, 1), (5, 33, 2), (17, 7, 9), (33, 16, 5), (9, 20, 37)]
             {
                 let k = if block == 1 { 13 * k } else { block * k };
                 let mut random = Random(rows as u64 * 1000 + k as u64);
-                let w = random_matrix(&mut random, dtype, n, k);
+                let w = random_matrix(&mut random, stored, n, k);
                 let values = random.floats(rows * k);
                 let exact = reference(&w, &values, rows);
                 let mut first = None;
@@ -162,7 +204,7 @@ fn products_are_right_on_every_path() {
                     let x = activations(&cpu, rows, k, &values);
                     let out = guarded(rows * n, |out| cpu.matmul(&w, &x, out));
                     let error = out.iter().zip(&exact).map(|(o, (e, size))| (f64::from(*o) - e).abs() / size.max(1e-9)).fold(0.0, f64::max);
-                    let what = format!("{dtype} {arithmetic:?} {} x{} ({rows}, {n}, {k})", cpu.simd(), cpu.threads());
+                    let what = format!("{stored:?} {arithmetic:?} {} x{} ({rows}, {n}, {k})", cpu.simd(), cpu.threads());
                     assert!(error <= tolerance, "{what}: off by {error}");
                     assert_eq!(&bits(&out), first.get_or_insert(bits(&out)), "{what}: other bits");
                 }
@@ -174,10 +216,10 @@ fn products_are_right_on_every_path() {
 #[test]
 fn products_do_not_depend_on_company() {
     for arithmetic in [Arithmetic::Exact, Arithmetic::Fast] {
-        for dtype in WEIGHTS {
+        for stored in Stored::all() {
             let (rows, n, k) = (23, 35, 1280);
             let mut random = Random(7);
-            let w = random_matrix(&mut random, dtype, n, k);
+            let w = random_matrix(&mut random, stored, n, k);
             let values = random.floats(rows * k);
             let cpu = Cpu::new(2, Simd::detect(), arithmetic);
             let all = guarded(rows * n, |out| cpu.matmul(&w, &activations(&cpu, rows, k, &values), out));
@@ -186,7 +228,7 @@ fn products_do_not_depend_on_company() {
                     let rows = values.len() / k;
                     guarded(rows * n, |out| cpu.matmul(&w, &activations(&cpu, rows, k, values), out))
                 });
-                assert_eq!(bits(&parts.collect::<Vec<_>>()), bits(&all), "{dtype} {arithmetic:?} in chunks of {chunk}");
+                assert_eq!(bits(&parts.collect::<Vec<_>>()), bits(&all), "{stored:?} {arithmetic:?} in chunks of {chunk}");
             }
         }
     }
@@ -216,6 +258,91 @@ fn the_chain_of_a_fast_product_is_the_documented_one() {
 }
 
 #[test]
+fn the_chain_of_groups_is_that_of_scales_and_minima() {
+    for stored in Stored::groups() {
+        let (n, k) = (3, 128 + 2 * stored.block());
+        let mut random = Random(13);
+        let w = random_matrix(&mut random, stored, n, k);
+        let cpu = Cpu::new(1, Simd::detect(), Arithmetic::Fast);
+        let x = activations(&cpu, 1, k, &random.floats(k));
+        let out = guarded(n, |out| cpu.matmul(&w, &x, out));
+        let (bits, group) = (stored.dtype.unsigned_bits().unwrap(), stored.block());
+        let number = |view: &View, row: usize, group: usize| {
+            let mut all = vec![0.0; view.shape().row_len()];
+            crate::dequantise_row(view.dtype(), view.row(row), &mut all);
+            all[group]
+        };
+        for (i, out) in out.into_iter().enumerate() {
+            let row = w.weight().row(i);
+            let q = |j: usize| (0..bits).map(|b| (j * bits + b, b)).map(|(at, b)| i32::from(row[at / 8] >> (at % 8) & 1) << b).sum::<i32>();
+            let mut acc = 0.0f32;
+            for b in 0..k / 32 {
+                let quants = &x.quants[b * 32..][..32];
+                let sum: i32 = (0..32).map(|j| q(b * 32 + j) * i32::from(quants[j])).sum();
+                let total: i32 = quants.iter().map(|q| i32::from(*q)).sum();
+                let (scale, bias) = (number(w.scales().unwrap(), i, b * 32 / group), number(w.biases().unwrap(), i, b * 32 / group));
+                acc = (scale * x.scales[b]).mul_add(sum as f32, acc);
+                acc = bias.mul_add(x.scales[b] * total as f32, acc);
+            }
+            assert_eq!(out.to_bits(), acc.to_bits(), "{stored:?}");
+        }
+    }
+}
+
+/// Rows in a mapping whose pages end with them: a read beyond ends the process.
+fn up_to_a_page_end(from: &View) -> View {
+    let page = rustix::param::page_size();
+    let end = from.bytes().len().next_multiple_of(page);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&vec![0; end - from.bytes().len()]).unwrap();
+    file.write_all(from.bytes()).unwrap();
+    file.set_len((end + page) as u64).unwrap();
+    let region = Arc::new(Region::map_file(&file).unwrap());
+    file.set_len(end as u64).unwrap();
+    View::new(&region, end - from.bytes().len(), from.dtype(), from.shape()).unwrap()
+}
+
+#[test]
+fn nothing_is_read_beyond_the_last_row() {
+    for stored in Stored::all().into_iter().filter(|s| s.dtype.is_quantised() || s.groups.is_some()) {
+        for (n, blocks) in [(1, 1), (16, 1), (32, 9), (35, 3), (16, 16)] {
+            let k = blocks * stored.block();
+            let mut random = Random(n as u64);
+            let w = random_matrix(&mut random, stored, n, k);
+            let weight = up_to_a_page_end(w.weight());
+            let at_the_end = match (w.scales(), w.biases(), w.group()) {
+                (Some(scales), Some(biases), Some(group)) => {
+                    Matrix::grouped(weight, up_to_a_page_end(scales), up_to_a_page_end(biases), group)
+                }
+                _ => weight.into(),
+            };
+            let values = random.floats(k);
+            for simd in Simd::available() {
+                let cpu = Cpu::new(1, simd, Arithmetic::Fast);
+                let x = activations(&cpu, 1, k, &values);
+                let [there, here] = [&at_the_end, &w].map(|w| bits(&guarded(n, |out| cpu.matmul(w, &x, out))));
+                assert_eq!(there, here, "{stored:?} {simd} ({n}, {k})");
+            }
+        }
+    }
+}
+
+#[test]
+fn selected_rows_are_the_same_weights() {
+    for stored in Stored::all() {
+        let (n, k) = (21, stored.block().max(32) * 2);
+        let mut random = Random(5);
+        let w = random_matrix(&mut random, stored, n, k);
+        let cpu = Cpu::new(1, Simd::detect(), Arithmetic::Fast);
+        let x = activations(&cpu, 1, k, &random.floats(k));
+        let all = guarded(n, |out| cpu.matmul(&w, &x, out));
+        let some = w.select_rows(3..20);
+        assert_eq!((some.rows(), some.group(), some.weight().bytes().as_ptr()), (17, w.group(), w.weight().row(3).as_ptr()));
+        assert_eq!(bits(&guarded(17, |out| cpu.matmul(&some, &x, out))), bits(&all[3..20]), "{stored:?}");
+    }
+}
+
+#[test]
 fn extreme_quants_do_not_saturate() {
     for dtype in WEIGHTS.into_iter().filter(|d| d.is_quantised()) {
         for fill in [0x00, 0x7f, 0x80, 0xff] {
@@ -238,6 +365,29 @@ fn extreme_quants_do_not_saturate() {
                     let out = guarded(n, |out| cpu.matmul(&w, &activations(&cpu, 1, k, &values), out));
                     let right = out.iter().zip(&exact).all(|(o, (e, size))| (f64::from(*o) - e).abs() <= 1e-6 * size);
                     assert!(right, "{dtype} {fill:#x} {simd}: {out:?} {exact:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_groups_do_not_saturate() {
+    for stored in Stored::groups() {
+        let (_, dtype) = stored.groups.unwrap();
+        for fill in [0x00, 0x55, 0x80, 0xff] {
+            let (n, k) = (17, 128);
+            let bytes = vec![fill; stored.dtype.bytes_of(n * k).unwrap()];
+            let numbers = floats_as(dtype, &vec![-1.0; n * k / stored.block()]);
+            let w = grouped(stored, n, k, &bytes, &numbers, &numbers);
+            for sign in [127.0, -127.0] {
+                let values = vec![sign; k];
+                let exact = reference(&w, &values, 1);
+                for simd in Simd::available() {
+                    let cpu = Cpu::new(1, simd, Arithmetic::Fast);
+                    let out = guarded(n, |out| cpu.matmul(&w, &activations(&cpu, 1, k, &values), out));
+                    let right = out.iter().zip(&exact).all(|(o, (e, size))| (f64::from(*o) - e).abs() <= 1e-6 * size);
+                    assert!(right, "{stored:?} {fill:#x} {simd}: {out:?} {exact:?}");
                 }
             }
         }
@@ -279,12 +429,29 @@ fn elementwise_kernels_are_right_and_alike() {
             let scale = run(&|out| cpu.scale(out, 0.3));
             let silu = run(&|out| cpu.silu_mul(out, &y));
             let gelu = run(&|out| cpu.gelu_tanh_mul(out, &y));
+            let capped = run(&|out| cpu.softcap(out, 0.7));
             for i in 0..len {
                 assert_eq!((add[i], scale[i]), (x[i] + y[i], x[i] * 0.3));
                 assert_eq!((silu[i], gelu[i]), (math::silu(x[i]) * y[i], math::gelu_tanh(x[i]) * y[i]), "{}", cpu.simd());
+                assert_eq!(capped[i], math::softcap(x[i], 0.7), "{}", cpu.simd());
             }
-            let all = [add, scale, silu, gelu].map(|v| bits(&v));
+            let all = [add, scale, silu, gelu, capped].map(|v| bits(&v));
             assert_eq!(&all, first.get_or_insert(all.clone()), "{}", cpu.simd());
+        }
+    }
+}
+
+#[test]
+fn a_row_is_added_to_each_row() {
+    for (rows, k) in [(1, 1), (0, 5), (3, 7), (40, 576), (2, 9001)] {
+        let mut random = Random(k as u64);
+        let (x, row) = (random.floats(rows * k), random.floats(k));
+        for cpu in cpus(Arithmetic::Fast) {
+            let out = guarded(rows * k, |out| {
+                out.copy_from_slice(&x);
+                cpu.add_rows(out, &row);
+            });
+            assert!((0..rows * k).all(|i| out[i] == x[i] + row[i % k]), "{} ({rows}, {k})", cpu.simd());
         }
     }
 }
@@ -382,7 +549,8 @@ fn attend_plainly(shape: &AttendShape, rows: &[Row], q: &[f32], kv: &Blocks) -> 
             let start = shape.window.map_or(0, |w| end.saturating_sub(w));
             let key = |t: usize| kv.row(row.session as usize, t, 0, kv_head);
             let dot = |t: usize| key(t).iter().zip(q).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum::<f64>() * f64::from(shape.scale);
-            let p: Vec<f64> = (start..end).map(|t| dot(t).exp()).collect();
+            let capped = |s: f64| shape.softcap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh());
+            let p: Vec<f64> = (start..end).map(|t| capped(dot(t)).exp()).collect();
             let sum: f64 = p.iter().sum();
             let value =
                 |d: usize| (start..end).map(|t| p[t - start] * f64::from(kv.row(row.session as usize, t, 1, kv_head)[d])).sum::<f64>();
@@ -403,7 +571,7 @@ fn attention_is_right_and_does_not_depend_on_company() {
     for ((heads, kv_heads, head_dim, dtype), window) in cases.into_iter().flat_map(|c| [None, Some(1), Some(70), Some(512)].map(|w| (c, w)))
     {
         let layout = KvLayout { layers: 2, kv_heads, head_dim, dtype };
-        let shape = AttendShape { heads, kv_heads, head_dim, layer: 1, scale: 0.3, window, layout };
+        let shape = AttendShape { heads, kv_heads, head_dim, layer: 1, scale: 0.3, softcap: window.map(|_| 1.5), window, layout };
         let kv = Blocks::new(layout, &[40, 1100, 1]);
         let mut rows: Vec<Row> = (29..40).map(|position| Row { session: 0, position }).collect();
         rows.push(Row { session: 2, position: 0 });
@@ -430,9 +598,13 @@ fn attention_is_right_and_does_not_depend_on_company() {
 fn golden_hashes(cpu: &Cpu) -> Vec<(String, u64)> {
     let mut hashes = Vec::new();
     let (rows, n, k) = (6, 37, 1280);
-    for dtype in WEIGHTS {
+    let groups = [(DType::U2, 32, DType::F32), (DType::U3, 64, DType::F16), (DType::U4, 64, DType::BF16)];
+    let more_groups = [(DType::U5, 128, DType::F32), (DType::U6, 32, DType::F16), (DType::U8, 64, DType::BF16)];
+    let groups = groups.into_iter().chain(more_groups).map(|(dtype, group, d)| Stored { dtype, groups: Some((group, d)) });
+    for stored in WEIGHTS.into_iter().map(|dtype| Stored { dtype, groups: None }).chain(groups) {
+        let dtype = stored.dtype;
         let mut random = Random(dtype.block_bytes() as u64);
-        let w = random_matrix(&mut random, dtype, n, k);
+        let w = random_matrix(&mut random, stored, n, k);
         let x = activations(cpu, rows, k, &random.floats(rows * k));
         hashes.push((dtype.to_string(), hash(&guarded(rows * n, |out| cpu.matmul(&w, &x, out)))));
     }
@@ -453,7 +625,7 @@ fn golden_hashes(cpu: &Cpu) -> Vec<(String, u64)> {
     hashes.push(("rope".into(), hash(&cos_sin.collect::<Vec<f32>>())));
     for dtype in KvDType::ALL {
         let layout = KvLayout { layers: 2, kv_heads: 2, head_dim: 64, dtype };
-        let shape = AttendShape { heads: 6, kv_heads: 2, head_dim: 64, layer: 1, scale: 0.125, window: Some(900), layout };
+        let shape = AttendShape { heads: 6, kv_heads: 2, head_dim: 64, layer: 1, scale: 0.125, softcap: None, window: Some(900), layout };
         let kv = Blocks::new(layout, &[1100]);
         let rows = [5, 600, 1099].map(|position| Row { session: 0, position });
         let q: Vec<f32> = random.floats(3 * 6 * 64).iter().map(|x| x * 3.0).collect();
@@ -486,7 +658,12 @@ const GOLDEN_FAST: &[(&str, u64)] = &[
     ("Q4_K", 0x2cc24385c061df1b),
     ("Q5_K", 0x5d5c0d745a66f99a),
     ("Q6_K", 0x90d69e80eec4eec3),
-    ("U4", 0x474b10489ca34ae9),
+    ("U2", 0x4eb9e8874911875e),
+    ("U3", 0x08467ff176512af4),
+    ("U4", 0x8a53db7332068a13),
+    ("U5", 0xa32b6210f3b23b90),
+    ("U6", 0xa3b5c02e5fd6767a),
+    ("U8", 0xf0224e6ca6559f2b),
     ("rms_norm", 0x5cb1ce9e58f4d3ec),
     ("silu_mul", 0xb60195cf816ca4d2),
     ("gelu_tanh_mul", 0x176c9cd8077255f1),
@@ -508,7 +685,12 @@ const GOLDEN_EXACT: &[(&str, u64)] = &[
     ("Q4_K", 0x93b35e48318a8f75),
     ("Q5_K", 0x640031f6e84c7274),
     ("Q6_K", 0x4a789ad46067d564),
+    ("U2", 0xa30b44e33ea62c55),
+    ("U3", 0x746a574b9d836503),
     ("U4", 0x474b10489ca34ae9),
+    ("U5", 0xd2df333a36c1b3a2),
+    ("U6", 0xf1cc357dcb977fa6),
+    ("U8", 0x19f7f867d261427d),
     ("rms_norm", 0x5cb1ce9e58f4d3ec),
     ("silu_mul", 0xb60195cf816ca4d2),
     ("gelu_tanh_mul", 0x176c9cd8077255f1),

@@ -33,7 +33,7 @@ impl Block {
     }
 
     #[inline(always)]
-    unsafe fn put<L: Lanes>(self, first: usize, w: [L::I; 4]) {
+    pub unsafe fn put<L: Lanes>(self, first: usize, w: [L::I; 4]) {
         for (t, w) in w.into_iter().enumerate() {
             // SAFETY: `first` is 0 or 4, and a block has eight vectors.
             unsafe { L::store_i(self.weights.add((first + t) * LANES), w) }
@@ -41,7 +41,7 @@ impl Block {
     }
 
     #[inline(always)]
-    unsafe fn put_scale<L: Lanes>(self, which: usize, scale: L::F) {
+    pub unsafe fn put_scale<L: Lanes>(self, which: usize, scale: L::F) {
         // SAFETY: `which` is 0 to 2, and a block has three vectors of scales.
         unsafe { L::store(self.scales.add(which * LANES), scale) }
     }
@@ -67,6 +67,8 @@ pub(crate) trait Format {
     const KIND: Kind;
     /// One of [`range`].
     const RANGE: u8;
+    /// Whether a block unpacks to its even elements and then its odd ones.
+    const SPLIT: bool = false;
     /// What is added to each weight where it is unpacked.
     fn bias<L: Lanes>() -> i32;
     /// Unpacks what is stored together at `from` of each row.
@@ -129,7 +131,7 @@ unsafe fn put_bytes<L: Lanes>(from: *const u8, stride: usize, first: usize, to: 
 
 /// Puts the 32 nibbles at `from`.
 #[inline(always)]
-unsafe fn put_nibbles<L: Lanes>(from: *const u8, stride: usize, to: Block) {
+pub(super) unsafe fn put_nibbles<L: Lanes>(from: *const u8, stride: usize, to: Block) {
     // SAFETY: as the caller's.
     unsafe {
         let q = L::gather4(from, stride);
