@@ -5,6 +5,7 @@
 //! - `kernel.rs`: a kernel compiled from WGSL, and what a step dispatches.
 //! - `pipelines.rs`: compiled kernels, kept in a file from one start to the next.
 //! - `plain.rs`: the kernels of a decoder that run on every device; their texts are in `wgsl/`.
+//! - `weight.rs`: a stored matrix as they bind it.
 //! - `sample.rs`: the next token, chosen on the device.
 //! - `guest_kernel.rs`: [`GuestKernel`], a kernel that a guest brings, made harmless before it is submitted.
 //! - `guest_dispatch.rs`: [`GuestDispatch`], such a kernel compiled, and run on ranges of the guest's own memory.
@@ -36,6 +37,7 @@ mod sample;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod tiles;
+mod weight;
 
 #[cfg(target_vendor = "apple")]
 use import_metal::Opened;
@@ -49,12 +51,13 @@ pub use guest_dispatch::{GuestDispatch, GuestDispatchError};
 pub use guest_kernel::{GuestBinding, GuestKernel, GuestKernelError, GuestKernelLimits};
 pub use import::{Imported, Window};
 pub use kernel::{Binding, Dispatch, Kernel, KernelSource, Timed, record, show_host};
-pub use plain::{Each, Heads, KvBinding, Plain, Product, RowDispatch, Weight, WeightPart};
+pub use plain::{Each, Heads, KvBinding, Pairs, Plain, Product, RowDispatch, Scores};
 pub use sample::{Draw, NO_TOKEN, Sample};
+pub use weight::{Groups, Span, Weight, WeightPart};
 pub use wgpu::{Buffer, CommandBuffer, CommandEncoder, SubmissionIndex};
 
 /// Changes whenever a GPU kernel's results change in any bit; part of the numerics id.
-pub const GPU_KERNEL_VERSION: u32 = 1;
+pub const GPU_KERNEL_VERSION: u32 = 2;
 
 /// The same of the kernels in `tiles/`.
 pub const TILE_KERNEL_VERSION: u32 = 1;

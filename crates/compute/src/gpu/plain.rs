@@ -16,12 +16,10 @@
 //!
 //! The texts are composed of `wgsl/*.wgsl`. The guests' matrix product is [`Plain::product`].
 
-use super::{Binding, Dispatch, Gpu, GpuError, GpuInfo, KernelSource};
+use super::weight::{UNIT_LEN, Weight, WeightPart};
+use super::{Binding, Dispatch, Gpu, GpuError, KernelSource};
 use crate::{KV_BLOCK_TOKENS, KvDType};
-use driftwood_region::DType;
 
-/// Elements of a row that `unit` of a weight format de-quantises.
-const UNIT_LEN: u32 = 32;
 /// Elements of a norm that an invocation has.
 const NORM_LEN: u32 = 16;
 /// Rows of activations that an invocation of the matrix product has.
@@ -63,62 +61,7 @@ impl RowDispatch {
     }
 }
 
-/// Some rows of a stored matrix, in a window of a buffer.
-#[derive(Clone, Copy, Debug)]
-pub struct WeightPart<'a> {
-    /// The window.
-    pub window: Binding<'a>,
-    /// Where the first row begins in the window, a multiple of 2 (of 4 for f32).
-    pub offset_bytes: u32,
-    /// The number of the first row in the matrix.
-    pub first_row: u32,
-    /// How many there are.
-    pub rows: u32,
-}
-
-/// A stored matrix (n, k) in GGML's row layout.
-#[derive(Clone, Debug)]
-pub struct Weight<'a> {
-    /// How its elements are stored.
-    pub dtype: DType,
-    /// Rows.
-    pub n: u32,
-    /// Elements of a row, a multiple of the format's block.
-    pub k: u32,
-    /// All rows, in as few windows as the device's limits allow.
-    pub parts: Vec<WeightPart<'a>>,
-}
-
-impl<'a> Weight<'a> {
-    /// A matrix that begins `offset_bytes` into a buffer, cut into windows that the device can bind.
-    ///
-    /// # Errors
-    /// If a row is longer than a binding may be.
-    ///
-    /// # Panics
-    /// If the matrix is not within the buffer, or if `k` is no whole number of blocks.
-    pub fn new(info: &GpuInfo, dtype: DType, (n, k): (u32, u32), buffer: &'a wgpu::Buffer, offset_bytes: u64) -> Result<Self, GpuError> {
-        let row_bytes = row_bytes(dtype, k);
-        assert!(offset_bytes + u64::from(n) * row_bytes <= buffer.size(), "({n}, {k}) of {dtype} is not within its buffer");
-        // A window begins before its first row and ends behind the last.
-        let most = (info.binding_bytes_max.min(u32::MAX.into()) - info.binding_align_bytes - 4) / row_bytes;
-        if most == 0 {
-            return Err(GpuError::BeyondLimit { what: "the bytes of a weight's row", asked: row_bytes, limit: info.binding_bytes_max });
-        }
-        let part = |first_row: u32| {
-            let rows = n.saturating_sub(first_row).min(u32::try_from(most).unwrap_or(u32::MAX));
-            let start = offset_bytes + u64::from(first_row) * row_bytes;
-            let window_start = start / info.binding_align_bytes * info.binding_align_bytes;
-            let bytes = (start + u64::from(rows) * row_bytes - window_start).next_multiple_of(4);
-            let window = Binding { buffer, offset_bytes: window_start, bytes };
-            WeightPart { window, offset_bytes: (start - window_start) as u32, first_row, rows }
-        };
-        let parts = (0..n).step_by(usize::try_from(most).unwrap_or(usize::MAX)).map(part).collect();
-        Ok(Weight { dtype, n, k, parts })
-    }
-}
-
-/// Heads of an attention, and what their scores are multiplied by.
+/// Heads of an attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
     /// Query heads.
@@ -127,6 +70,26 @@ pub struct Heads {
     pub kv_heads: u32,
     /// Elements of a head, a multiple of 16.
     pub head_dim: u32,
+}
+
+/// Which elements of a head RoPE turns together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pairs {
+    /// How many pairs are turned, at the beginning of a head: half a head, or less. The elements behind them stay as they are.
+    pub turned: u32,
+    /// Whether pairs stand side by side, else `turned` elements apart, which is how they are stored.
+    pub interleaved: bool,
+}
+
+/// How scores become weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores {
+    /// What they are multiplied by.
+    pub scale: f32,
+    /// A score `s` then becomes `softcap * tanh(s / softcap)`, if there is one.
+    pub softcap: Option<f32>,
+    /// How many positions a row sees, its own included, or all.
+    pub window: Option<u32>,
 }
 
 /// One layer's keys and values: in each slot (k_or_v, kv_head, token 0 to 63, row).
@@ -147,6 +110,8 @@ pub struct KvBinding<'a> {
 pub enum Each {
     /// `x + y`.
     Add,
+    /// `x + y`, where `y` is one row for all.
+    AddRow,
     /// `silu(x) * y`.
     SiluMul,
     /// `gelu_tanh(x) * y`.
@@ -187,9 +152,9 @@ impl<'a> Plain<'a> {
         let kernel = if ragged { include_str!("wgsl/embed_ragged.wgsl") } else { include_str!("wgsl/embed.wgsl") };
         let width = if ragged { weight.k } else { weight.k / UNIT_LEN };
         let each = |part: &WeightPart<'_>| {
-            let params = self.weight_params(weight, part, scale)?;
-            let bindings = [Binding::whole(&params), tokens, part.window, out];
-            self.rows("embed", &weight_text(weight, part, kernel), &bindings, width.div_ceil(GROUP), 1)
+            let params = self.params(&weight.params(part, scale))?;
+            let bindings = bindings_of(part, &[Binding::whole(&params), tokens, part.elements.window, out]);
+            self.rows("embed", &weight.text(part, kernel, 4), &bindings, width.div_ceil(GROUP), 1)
         };
         weight.parts.iter().map(each).collect()
     }
@@ -202,10 +167,10 @@ impl<'a> Plain<'a> {
         let ragged = !weight.k.is_multiple_of(UNIT_LEN);
         let kernel = if ragged { include_str!("wgsl/matmul_ragged.wgsl").to_owned() } else { matmul_text(self.shared) };
         let each = |part: &WeightPart<'_>| {
-            let params = self.weight_params(weight, part, 1.0)?;
-            let bindings = [Binding::whole(&params), step, part.window, x, out];
+            let params = self.params(&weight.params(part, 1.0))?;
+            let bindings = bindings_of(part, &[Binding::whole(&params), step, part.elements.window, x, out]);
             let rows_a_group = if ragged { 1 } else { MATMUL_ROWS };
-            self.rows("matmul", &weight_text(weight, part, &kernel), &bindings, part.rows.div_ceil(GROUP), rows_a_group)
+            self.rows("matmul", &weight.text(part, &kernel, 5), &bindings, part.rows.div_ceil(GROUP), rows_a_group)
         };
         weight.parts.iter().map(each).collect()
     }
@@ -238,6 +203,7 @@ impl<'a> Plain<'a> {
     pub fn each(&self, what: Each, n: u32, step: Binding<'_>, x: Binding<'_>, y: Binding<'_>) -> Result<RowDispatch, GpuError> {
         let (label, value) = match what {
             Each::Add => ("add", "x[i] + y[i]"),
+            Each::AddRow => ("add_row", "x[i] + y[id.x]"),
             Each::SiluMul => ("silu_mul", "silu(x[i]) * y[i]"),
             Each::GeluTanhMul => ("gelu_tanh_mul", "gelu_tanh(x[i]) * y[i]"),
         };
@@ -254,6 +220,17 @@ impl<'a> Plain<'a> {
     pub fn scale(&self, n: u32, step: Binding<'_>, x: Binding<'_>, scale: f32) -> Result<RowDispatch, GpuError> {
         let params = self.params(&[n, scale.to_bits()])?;
         self.rows("scale", &each_text("x[i] * params.scale"), &[Binding::whole(&params), step, x], n.div_ceil(GROUP), 1)
+    }
+
+    /// `x = cap * tanh(x / cap)` for the `n` elements of each row.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn softcap(&self, n: u32, step: Binding<'_>, x: Binding<'_>, cap: f32) -> Result<RowDispatch, GpuError> {
+        let params = self.params(&[n, cap.to_bits()])?;
+        let functions = concat!(include_str!("wgsl/math.wgsl"), include_str!("wgsl/softcap.wgsl"));
+        let text = [functions, &each_text("softcap(x[i], params.scale)")].concat();
+        self.rows("softcap", &text, &[Binding::whole(&params), step, x], n.div_ceil(GROUP), 1)
     }
 
     /// `out[i] = x[wanted[i]]`, rows of `n` elements.
@@ -293,19 +270,19 @@ impl<'a> Plain<'a> {
         ])
     }
 
-    /// Turns `q` to `turned`, and stores `k`, turned, and `v` at the rows' places. Pairs stand side by side (`interleaved`) or half a head
-    /// apart; what is written is in half-split order. `qkv` are (row, head, head_dim) each.
+    /// Turns `q` to `turned`, and stores `k`, turned, and `v` at the rows' places: in half-split order, whatever the pairs are here. `qkv`
+    /// are (row, head, head_dim) each. Of `cos_sin` the first `pairs.turned` of either half are read.
     ///
     /// # Errors
     /// If the driver refuses.
     ///
     /// # Panics
-    /// If a stored row is not a multiple of 4 bytes long.
+    /// If a stored row is not a multiple of 4 bytes long, or if a head has not as many pairs.
     #[allow(clippy::too_many_arguments)] // the operands of a layer's rotation
     pub fn rope_store(
         &self,
         heads: Heads,
-        interleaved: bool,
+        pairs: Pairs,
         places: Binding<'_>,
         cos_sin: Binding<'_>,
         [q, k, v]: [Binding<'_>; 3],
@@ -317,15 +294,17 @@ impl<'a> Plain<'a> {
             KvDType::F16 => (2, include_str!("wgsl/store_f16.wgsl")),
             KvDType::Q8 => (64, include_str!("wgsl/store_q8.wgsl")),
         };
-        let params = self.kv_params(heads, kv, None, interleaved, 0.0)?;
+        assert!((1..=heads.head_dim / 2).contains(&pairs.turned), "{pairs:?} of {heads:?}");
+        let params = self.kv_params(heads, kv, None, pairs.interleaved, 0.0)?;
         let bindings = [Binding::whole(&params), places, cos_sin, q, k, v, turned, kv.binding];
-        let text =
-            [include_str!("wgsl/kv.wgsl"), include_str!("wgsl/half_bits.wgsl"), store, include_str!("wgsl/rope_store.wgsl")].concat();
+        let constant = format!("const PAIRS = {}u;\n", pairs.turned);
+        let rotate = include_str!("wgsl/rope_store.wgsl");
+        let text = [include_str!("wgsl/kv.wgsl"), include_str!("wgsl/half_bits.wgsl"), store, &constant, rotate].concat();
         let width = (heads.heads + 2 * heads.kv_heads) * heads.head_dim.div_ceil(unit);
         self.rows("rope_store", &text, &bindings, width.div_ceil(GROUP), 1)
     }
 
-    /// `out = softmax(scale * q . keys) values` over the positions up to the row's own, and within the window; `q` and `out` are
+    /// `out = softmax(scores) values`, with a score for each `q . key`, over the positions up to the row's own, and within the window; `q` and `out` are
     /// (row, head, head_dim).
     ///
     /// # Errors
@@ -337,19 +316,18 @@ impl<'a> Plain<'a> {
     pub fn attend(
         &self,
         heads: Heads,
-        scale: f32,
-        window: Option<u32>,
+        scores: Scores,
         places: Binding<'_>,
         q: Binding<'_>,
         kv: KvBinding<'_>,
         out: Binding<'_>,
     ) -> Result<RowDispatch, GpuError> {
-        let params = self.kv_params(heads, kv, window, false, scale)?;
+        let params = self.kv_params(heads, kv, scores.window, false, scores.scale)?;
         // Vectors of four that an invocation sums; each slice computes the scores for itself.
         let slice = [16, 12, 8, 4].into_iter().find(|s| heads.head_dim.is_multiple_of(4 * s)).expect("a multiple of 16");
         let width = heads.heads * heads.head_dim / 4 / slice;
         let bindings = [Binding::whole(&params), places, q, kv.binding, out];
-        self.rows("attend", &attend_text(kv.dtype, slice), &bindings, width.div_ceil(8), 1)
+        self.rows("attend", &attend_text(kv.dtype, slice, scores.softcap), &bindings, width.div_ceil(8), 1)
     }
 
     /// A guest's `c = a * b`.
@@ -384,15 +362,6 @@ impl<'a> Plain<'a> {
         }
         let kernel = gpu.kernel("product", KernelSource::Checked(&product_text(product.half, words, product.staged)))?;
         Ok(gpu.dispatch(&kernel, &bindings, grid))
-    }
-
-    fn weight_params(&self, weight: &Weight<'_>, part: &WeightPart<'_>, scale: f32) -> Result<wgpu::Buffer, GpuError> {
-        let row_bytes = row_bytes(weight.dtype, weight.k);
-        let end = u64::from(part.offset_bytes) + u64::from(part.rows) * row_bytes;
-        assert!(end <= part.window.bytes.min(u32::MAX.into()), "the rows are not within their window");
-        assert!(u64::from(part.first_row) + u64::from(part.rows) <= weight.n.into(), "the matrix has not as many rows");
-        assert!(part.offset_bytes.is_multiple_of(2), "weights begin at multiples of two");
-        self.params(&[part.offset_bytes, row_bytes as u32, part.rows, part.first_row, weight.k, weight.n, scale.to_bits()])
     }
 
     fn kv_params(
@@ -434,30 +403,9 @@ impl<'a> Plain<'a> {
     }
 }
 
-fn row_bytes(dtype: DType, k: u32) -> u64 {
-    dtype.bytes_of(k as usize).expect("a whole number of blocks") as u64
-}
-
-/// A kernel that reads a stored matrix.
-fn weight_text(weight: &Weight<'_>, part: &WeightPart<'_>, kernel: &str) -> String {
-    let unit = match weight.dtype {
-        DType::F32 => include_str!("wgsl/unit_f32.wgsl"),
-        DType::F16 => include_str!("wgsl/unit_f16.wgsl"),
-        DType::BF16 => include_str!("wgsl/unit_bf16.wgsl"),
-        DType::Q8_0 => include_str!("wgsl/unit_q8_0.wgsl"),
-        DType::Q4_0 => include_str!("wgsl/unit_q4_0.wgsl"),
-        DType::Q4_1 => include_str!("wgsl/unit_q4_1.wgsl"),
-        DType::Q5_0 => include_str!("wgsl/unit_q5_0.wgsl"),
-        DType::Q5_1 => include_str!("wgsl/unit_q5_1.wgsl"),
-        DType::Q4_K => concat!(include_str!("wgsl/scale_min.wgsl"), include_str!("wgsl/unit_q4_k.wgsl")),
-        DType::Q5_K => concat!(include_str!("wgsl/scale_min.wgsl"), include_str!("wgsl/unit_q5_k.wgsl")),
-        DType::Q6_K => include_str!("wgsl/unit_q6_k.wgsl"),
-        other => panic!("{other} holds integers, not weights"),
-    };
-    let block_bytes = if weight.dtype.is_quantised() { weight.dtype.block_bytes() as u64 } else { row_bytes(weight.dtype, weight.k) };
-    let aligned = part.offset_bytes.is_multiple_of(4) && block_bytes.is_multiple_of(4);
-    let words = if aligned { include_str!("wgsl/words_aligned.wgsl") } else { include_str!("wgsl/words_any.wgsl") };
-    [include_str!("wgsl/weight_params.wgsl"), words, include_str!("wgsl/unpack.wgsl"), unit, kernel].concat()
+/// What a kernel binds of a part: its scales and biases stand last.
+fn bindings_of<'a>(part: &WeightPart<'a>, others: &[Binding<'a>]) -> Vec<Binding<'a>> {
+    others.iter().copied().chain(part.numbers.iter().flatten().map(|span| span.window)).collect()
 }
 
 /// Whether lanes may hand what eight of them loaded round.
@@ -498,7 +446,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 /// The attention over keys and values of a type, with `slice` running sums in registers.
-fn attend_text(dtype: KvDType, slice: u32) -> String {
+fn attend_text(dtype: KvDType, slice: u32, softcap: Option<f32>) -> String {
     let load = match dtype {
         KvDType::F32 => include_str!("wgsl/load_f32.wgsl"),
         KvDType::F16 => include_str!("wgsl/load_f16.wgsl"),
@@ -508,9 +456,14 @@ fn attend_text(dtype: KvDType, slice: u32) -> String {
     let kernel = include_str!("wgsl/attend.wgsl")
         .replace("DECLARE", &each("    var o# = vec4<f32>(0.0);"))
         .replace("GAIN", &each("        o# = gained(o#, keep, p, values, slice + #u);"))
-        .replace("STORE", &each("    out[q0 + slice + #u] = o# * inverse;"));
+        .replace("STORE", &each("    out[q0 + slice + #u] = o# * inverse;"))
+        .replace(
+            "SCALED",
+            &softcap.map_or_else(|| "s * params.scale".to_owned(), |cap| format!("softcap_four(s * params.scale, {cap:?})")),
+        );
     let slice = format!("const SLICE = {slice}u;\n");
-    [include_str!("wgsl/kv.wgsl"), include_str!("wgsl/math.wgsl"), load, &slice, &kernel].concat()
+    let capped = if softcap.is_some() { include_str!("wgsl/softcap.wgsl") } else { "" };
+    [include_str!("wgsl/kv.wgsl"), include_str!("wgsl/math.wgsl"), capped, load, &slice, &kernel].concat()
 }
 
 /// The guests' product; `words` where rows of f16 are not whole words.

@@ -3,9 +3,10 @@
 use super::tests::gpu;
 use super::*;
 use crate::cpu::tests::{Random, WEIGHTS, bits, view};
-use crate::{Activations, Arithmetic, AttendScratch, AttendShape, Cpu, KvDType, KvLayout, KvSource, Row, Simd};
+use crate::{Activations, Arithmetic, AttendScratch, AttendShape, Cpu, KvDType, KvLayout, KvSource, Matrix, Row, Simd};
 use crate::{dequantise_row, math, rope_half, rope_interleaved, store_kv_row};
-use driftwood_region::DType;
+use driftwood_region::{DType, Region, Shape, View};
+use std::io::Write as _;
 use std::sync::Arc;
 
 /// What stands around every output, and must stay.
@@ -101,13 +102,17 @@ fn magnitudes(dtype: DType, bytes: &[u8], (n, k): (usize, usize), x: &[f32]) -> 
     x.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(move |w| size(x, w))).collect()
 }
 
-/// A matrix in two parts, as for a device that binds at most two thirds of it.
-fn two_parts<'a>(bench: &Bench, dtype: DType, (n, k): (u32, u32), buffer: &'a Buffer, offset: u64) -> Weight<'a> {
+/// A device that binds at most two thirds of a matrix.
+fn narrow(bench: &Bench, dtype: DType, (n, k): (u32, u32)) -> GpuInfo {
     let row_bytes = dtype.bytes_of(k as usize).unwrap() as u64;
     let align = bench.gpu.info().binding_align_bytes;
     let binding_bytes_max = align + 4 + row_bytes * u64::from((2 * n / 3).max(1));
-    let info = GpuInfo { binding_bytes_max, ..bench.gpu.info().clone() };
-    let weight = Weight::new(&info, dtype, (n, k), buffer, offset).unwrap();
+    GpuInfo { binding_bytes_max, ..bench.gpu.info().clone() }
+}
+
+/// A matrix in two parts, as for such a device.
+fn two_parts<'a>(bench: &Bench, dtype: DType, (n, k): (u32, u32), buffer: &'a Buffer, offset: u64) -> Weight<'a> {
+    let weight = Weight::new(&narrow(bench, dtype, (n, k)), dtype, (n, k), buffer, offset).unwrap();
     assert!(n == 1 || weight.parts.len() == 2, "{n} rows in {} parts", weight.parts.len());
     weight
 }
@@ -124,7 +129,7 @@ fn matmul(bench: &Bench, plain: Plain<'_>, weight: &Weight<'_>, rows: usize, x: 
 fn products_are_those_of_the_cpu_whatever_the_company() {
     let bench = Bench::new();
     let cpu = Cpu::new(1, Simd::Portable, Arithmetic::Exact);
-    for (i, dtype) in WEIGHTS.into_iter().filter(|dtype| *dtype != DType::U4).enumerate() {
+    for (i, dtype) in WEIGHTS.into_iter().enumerate() {
         let block = dtype.block_len();
         let ks = if block == 1 { [1, 37, 64] } else { [block, 2 * block, 5 * block] };
         for ((rows, n), k) in [(1, 1), (9, 67), (3, 3)].into_iter().zip(ks).chain([((4, 67), ks[2]), ((2, 70), ks[1])]) {
@@ -159,10 +164,81 @@ fn products_are_those_of_the_cpu_whatever_the_company() {
     }
 }
 
+/// MLX's three tensors in one file, from any byte on, with some rows of another tensor before the elements.
+fn groups(random: &mut Random, (dtype, group, float): (DType, usize, DType), odd: usize, n: usize, k: usize) -> Matrix {
+    let count = n * k / group;
+    let numbers = random.floats(2 * count).into_iter().flat_map(|x| match float {
+        DType::F32 => (x / 16.0).to_le_bytes().to_vec(),
+        DType::F16 => half::f16::from_f32(x / 16.0).to_le_bytes().to_vec(),
+        _ => half::bf16::from_f32(x / 16.0).to_le_bytes().to_vec(),
+    });
+    let row_bytes = dtype.bytes_of(k).unwrap();
+    let elements = (0..(n + 3) * row_bytes).map(|_| random.next() as u8).collect::<Vec<_>>();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&vec![0xff; odd].into_iter().chain(numbers).chain(elements).collect::<Vec<_>>()).unwrap();
+    let region = Arc::new(Region::map_file(&file).unwrap());
+    let view = |at: usize, dtype: DType, n: usize, k: usize| View::new(&region, at, dtype, Shape::new(&[n, k]).unwrap()).unwrap();
+    let numbers_bytes = count * float.block_bytes();
+    let [scales, biases] = [0, 1].map(|i| view(odd + i * numbers_bytes, float, n, k / group));
+    let elements = view(odd + 2 * numbers_bytes, dtype, n + 3, k).rows(3..n + 3);
+    Matrix::grouped(elements, scales, biases, group)
+}
+
+/// Such a matrix as kernels take it, from the bytes of its file.
+fn grouped<'a>(info: &GpuInfo, matrix: &Matrix, file: &'a Buffer) -> Weight<'a> {
+    let (elements, scales, biases) = (matrix.weight(), matrix.scales().unwrap(), matrix.biases().unwrap());
+    let place = |view: &View| (file, view.offset_bytes() as u64);
+    let shape = (matrix.rows() as u32, matrix.row_len() as u32);
+    let groups = Groups { group: matrix.group().unwrap() as u32, dtype: scales.dtype(), scales: place(scales), biases: place(biases) };
+    Weight::new(info, elements.dtype(), shape, file, elements.offset_bytes() as u64).unwrap().with_groups(info, groups)
+}
+
+#[test]
+fn groups_of_every_width_are_multiplied_as_they_are() {
+    let bench = Bench::new();
+    let cpu = Cpu::new(1, Simd::Portable, Arithmetic::Exact);
+    let floats = [DType::F32, DType::F16, DType::BF16];
+    let cases = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| [32, 64, 128].map(|group| (bits, group)));
+    for (i, (bits_a_weight, group)) in cases.enumerate() {
+        let (dtype, float, (rows, n), k) = (DType::unsigned(bits_a_weight).unwrap(), floats[i % 3], [(5, 67), (1, 3)][i % 2], 3 * group);
+        let what = format!("{dtype} in groups of {group} with {float}");
+        let mut random = Random(i as u64);
+        let matrix = groups(&mut random, (dtype, group, float), 256 + i / 3, n, k);
+        let mut x = Activations::new();
+        x.resize(rows, k);
+        x.f32_mut().copy_from_slice(&random.floats(rows * k));
+        cpu.quantise(&mut x);
+        let mut exact = vec![0.0; rows * n];
+        cpu.matmul(&matrix, &x, &mut exact);
+        let mut w = vec![0.0; n * k];
+        w.chunks_exact_mut(k).enumerate().for_each(|(row, w)| matrix.dequantise_row(row, w));
+        let (file, values) = (View::whole(matrix.weight().region()).unwrap(), x.f32());
+        let buffer = bench.bytes(0, file.bytes());
+        let whole = grouped(bench.gpu.info(), &matrix, &buffer);
+        let got = matmul(&bench, plain(&bench), &whole, rows, values);
+        let stored = w.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
+        let error = off_by(&got, &exact, &magnitudes(DType::F32, &stored, (n, k), values));
+        assert!(error <= 1e-5, "{what}: off by {error}");
+        let parts = grouped(&narrow(&bench, dtype, (n as u32, k as u32)), &matrix, &buffer);
+        assert_eq!(parts.parts.len(), 2, "{what}");
+        assert_eq!(bits(&matmul(&bench, plain(&bench), &parts, rows, values)), bits(&got), "{what}: in parts");
+        let alone = values.chunks(k).flat_map(|x| matmul(&bench, plain(&bench), &whole, 1, x)).collect::<Vec<_>>();
+        assert_eq!(bits(&alone), bits(&got), "{what}: alone");
+        let tokens = [n as u32 - 1, 0, 1];
+        let step = bench.words(&[&[3], &tokens[..]].concat());
+        let out = bench.out(3 * k);
+        bench.run(plain(&bench).embed(&parts, Binding::whole(&step), 1.0, out.binding()).unwrap());
+        let wanted = tokens.iter().flat_map(|token| &w[*token as usize * k..][..k]);
+        for (got, want) in bench.read(&out).iter().zip(wanted) {
+            assert!((got - want).abs() <= 1e-6 * want.abs().max(1.0), "{what}: {got} for {want}");
+        }
+    }
+}
+
 #[test]
 fn embeddings_are_the_stored_rows() {
     let bench = Bench::new();
-    for dtype in WEIGHTS.into_iter().filter(|dtype| *dtype != DType::U4) {
+    for dtype in WEIGHTS {
         let (n, k) = (11, if dtype.block_len() == 1 { 67 } else { dtype.block_len() * 3 });
         let stored = Random(k as u64).weights(dtype, n * k);
         let offset = 36;
@@ -221,8 +297,10 @@ fn elementwise_kernels_are_those_of_the_cpu() {
         let each = |what| run(&|x| plain(&bench).each(what, n as u32, step, x, other).unwrap());
         let (add, silu, gelu) = (each(Each::Add), each(Each::SiluMul), each(Each::GeluTanhMul));
         let scaled = run(&|x| plain(&bench).scale(n as u32, step, x, 0.3).unwrap());
+        let (rows_added, capped) = (each(Each::AddRow), run(&|x| plain(&bench).softcap(n as u32, step, x, 5.0).unwrap()));
         for i in 0..rows * n {
-            assert_eq!((add[i], scaled[i]), (x[i] + y[i], x[i] * 0.3));
+            assert_eq!((add[i], scaled[i], rows_added[i]), (x[i] + y[i], x[i] * 0.3, x[i] + y[i % n]));
+            assert!((capped[i] - math::softcap(x[i], 5.0)).abs() <= 1e-5, "{} capped: {}", x[i], capped[i]);
             for (got, exact) in [(silu[i], math::silu(x[i]) * y[i]), (gelu[i], math::gelu_tanh(x[i]) * y[i])] {
                 // Where e^u is far from 1, the rounding of u counts u times; a device may not fuse.
                 assert!((got - exact).abs() <= 2e-5 * exact.abs() + 1e-30, "{}: {got} {exact}", x[i]);
@@ -243,6 +321,10 @@ fn activations_keep_their_limits() {
             assert!((got - exact).abs() <= 2e-5 * exact.abs() + 1e-30, "{what:?}: {got} {exact}");
         }
     }
+    let out = bench.guarded(bytemuck::cast_slice(&x));
+    bench.run([plain(&bench).softcap(8, Binding::whole(&step), out.binding(), 30.0).unwrap()]);
+    let capped = bench.read(&out);
+    assert_eq!([capped[0], capped[4], capped[7]], [-30.0, 0.0, 30.0]);
 }
 
 #[test]
@@ -358,8 +440,8 @@ fn attention_is_that_of_the_cpu_whatever_the_company() {
         let mut rows = vec![Row { session: 0, position: 39 }, Row { session: 2, position: 0 }];
         rows.extend([3, 63, 64, 200, 328, 329].map(|position| Row { session: 1, position }));
         let q: Vec<f32> = Random(3).floats(rows.len() * heads * head_dim).iter().map(|x| x * 2.0).collect();
-        for window in [None, Some([1, 70, 3][i % 3])] {
-            let shape = AttendShape { heads, kv_heads, head_dim, layer: 1, scale: 0.3, window, layout };
+        for (window, softcap) in [(None, None), (Some([1, 70, 3][i % 3]), None), (None, Some(2.0))] {
+            let shape = AttendShape { heads, kv_heads, head_dim, layer: 1, scale: 0.3, softcap, window, layout };
             let mut exact = vec![0.0; q.len()];
             cpu.attend(&shape, &rows, &q, &slots, &mut AttendScratch::new(), &mut exact);
             let attend = |rows: &[Row], q: &[f32]| {
@@ -368,10 +450,11 @@ fn attention_is_that_of_the_cpu_whatever_the_company() {
                 let shape = Heads { heads: heads as u32, kv_heads: kv_heads as u32, head_dim: head_dim as u32 };
                 let kv = slots.binding(Binding::whole(&buffer));
                 let (places, q) = (Binding::whole(&places), Binding::whole(&q));
-                bench.run([plain(&bench).attend(shape, 0.3, window.map(|w| w as u32), places, q, kv, out.binding()).unwrap()]);
+                let scores = Scores { scale: 0.3, softcap, window: window.map(|w| w as u32) };
+                bench.run([plain(&bench).attend(shape, scores, places, q, kv, out.binding()).unwrap()]);
                 bench.read(&out)
             };
-            let what = format!("{heads}/{kv_heads} {head_dim} {dtype} {window:?}");
+            let what = format!("{heads}/{kv_heads} {head_dim} {dtype} {window:?} {softcap:?}");
             let got = attend(&rows, &q);
             let error = off_by(&got, &exact, &vec![1.0; got.len()]);
             assert!(error <= 1e-5, "{what}: off by {error}");
@@ -390,14 +473,14 @@ fn wild(random: &mut Random, len: usize) -> Vec<f32> {
 }
 
 /// Turns and stores rows on the GPU; returns the queries and all slots.
-fn rope_store(bench: &Bench, slots: &Slots, heads: Heads, interleaved: bool, rows: &[Row], operands: [&[f32]; 4]) -> (Vec<u32>, Vec<u32>) {
+fn rope_store(bench: &Bench, slots: &Slots, heads: Heads, pairs: Pairs, rows: &[Row], operands: [&[f32]; 4]) -> (Vec<u32>, Vec<u32>) {
     let places = bench.words(&slots.places(rows));
     let [cos_sin, q, k, v] = operands.map(|x| bench.floats(x));
     let (turned, kv) = (bench.out(operands[1].len()), bench.guarded(&slots.words()));
     let [cos_sin, q, k, v] = [&cos_sin, &q, &k, &v].map(Binding::whole);
     let binding = slots.binding(kv.binding());
     let plain = plain(bench);
-    bench.run([plain.rope_store(heads, interleaved, Binding::whole(&places), cos_sin, [q, k, v], turned.binding(), binding).unwrap()]);
+    bench.run([plain.rope_store(heads, pairs, Binding::whole(&places), cos_sin, [q, k, v], turned.binding(), binding).unwrap()]);
     (bench.read_words(&turned), bench.read_words(&kv))
 }
 
@@ -412,7 +495,7 @@ fn keys_and_values_are_stored_as_on_the_cpu_to_the_bit() {
         let mut random = Random(dim as u64);
         let q = random.floats(rows.len() * heads * dim);
         let [k, v] = [0, 1].map(|_| wild(&mut random, rows.len() * kv_heads * dim));
-        for interleaved in [false, true] {
+        for (interleaved, turned) in [(false, dim / 2), (true, dim / 2), (false, dim / 2 - 3), (true, 1)] {
             // Powers of two: their products are exact, so that a device that fuses rounds as the CPU does.
             let power = |i: usize| [1.0, -0.5, 0.25, -1.0, 0.125][i % 5];
             let tables: Vec<Vec<f32>> = (0..rows.len()).map(|row| (0..dim).map(|i| power(i + 2 * row)).collect()).collect();
@@ -420,17 +503,18 @@ fn keys_and_values_are_stored_as_on_the_cpu_to_the_bit() {
                 let (cos, sin) = tables[row].split_at(dim / 2);
                 let mut out = head.to_vec();
                 if interleaved {
-                    rope_interleaved(head, &mut out, cos, sin)
+                    rope_interleaved(head, &mut out, cos, sin, turned)
                 } else {
-                    rope_half(&mut out, cos, sin)
+                    rope_half(&mut out, cos, sin, turned)
                 }
                 out
             };
             let mut slots = Slots::new(layout, &lens);
-            let (turned, stored) = rope_store(&bench, &slots, shape, interleaved, &rows, [&tables.concat(), &q, &k, &v]);
-            let turned: Vec<f32> = turned.into_iter().map(f32::from_bits).collect();
+            let pairs = Pairs { turned: turned as u32, interleaved };
+            let (queries, stored) = rope_store(&bench, &slots, shape, pairs, &rows, [&tables.concat(), &q, &k, &v]);
+            let queries: Vec<f32> = queries.into_iter().map(f32::from_bits).collect();
             let exact: Vec<f32> = q.chunks_exact(dim).enumerate().flat_map(|(i, head)| turn(i / heads, head)).collect();
-            assert!(off_by(&turned, &exact, &vec![1.0; exact.len()]) <= 1e-6, "{dim} {dtype}");
+            assert!(off_by(&queries, &exact, &vec![1.0; exact.len()]) <= 1e-6, "{dim} {dtype} {pairs:?}");
             for (i, (k, v)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
                 let (row, head) = (rows[i / kv_heads], i % kv_heads);
                 slots.store(row.session as usize, row.position as usize, 0, head, &turn(i / kv_heads, k));
@@ -438,7 +522,7 @@ fn keys_and_values_are_stored_as_on_the_cpu_to_the_bit() {
             }
             let wrong = stored.iter().zip(slots.words()).position(|(a, b)| *a != b);
             let at = wrong.map(|i| format!("word {i}: {:#x} for {:#x}", stored[i], slots.words()[i]));
-            assert_eq!(at, None, "{heads}/{kv_heads} {dim} {dtype} {interleaved}");
+            assert_eq!(at, None, "{heads}/{kv_heads} {dim} {dtype} {pairs:?}");
         }
     }
 }

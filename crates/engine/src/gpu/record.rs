@@ -6,7 +6,7 @@ use crate::config::{AttentionPlan, Config};
 use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::{Rope, RopePairs};
 use driftwood_compute::gpu::{Binding, Buffer, Dispatch, Gpu};
-use driftwood_compute::gpu::{Each, Heads, KvBinding, Plain, RowDispatch};
+use driftwood_compute::gpu::{Each, Heads, KvBinding, Pairs, Plain, RowDispatch, Scores};
 use driftwood_compute::{KvLayout, Matrix};
 
 /// How many rows a dispatch works on.
@@ -142,6 +142,11 @@ impl<'a> Recorder<'a> {
         Ok(self.rows().rms_norm(shape, self.tokens(), Binding::whole(x), Binding::whole(&weight), eps, Binding::whole(out))?)
     }
 
+    fn add_row(&self, bias: &[f32], x: &Buffer) -> Result<RowDispatch, Error> {
+        let row = self.weights.vector(bias)?;
+        Ok(self.rows().each(Each::AddRow, bias.len() as u32, self.tokens(), Binding::whole(x), Binding::whole(&row))?)
+    }
+
     /// One layer's part of the KV of all slots.
     fn kv_binding(&self, layer: usize) -> KvBinding<'a> {
         let first_bytes = self.layout.row_offset(layer, 0, 0, 0) as u32;
@@ -169,11 +174,15 @@ impl Recording<'_> {
         Ok(buffer)
     }
 
-    /// query, key and value = projections of the normed rows, Q and K normed head by head where the family does. Returns where they stand.
+    /// query, key and value = projections of the normed rows, with biases, and with Q and K normed head by head, where the family has them.
+    /// Returns where they stand.
     fn project(&mut self, w: &AttentionWeights<'_>, plan: &AttentionPlan, eps: f32) -> [Buffer; 3] {
         let b = self.to.buffers;
-        for (weight, out) in [(w.q, &b.query), (w.k, &b.key), (w.v, &b.value)] {
+        for (weight, bias, out) in [(w.q, w.q_bias, &b.query), (w.k, w.k_bias, &b.key), (w.v, w.v_bias, &b.value)] {
             self.push(Count::Rows, self.to.product(weight, &b.normed, out));
+            if let Some(bias) = bias {
+                self.push(Count::Rows, self.to.add_row(bias, out).map(|d| vec![d]));
+            }
         }
         let mut places = [b.query.clone(), b.key.clone(), b.value.clone()];
         // `attended` is free until attention writes it.
@@ -194,27 +203,39 @@ impl Recording<'_> {
         let heads = Heads { heads: plan.heads as u32, kv_heads: plan.kv_heads as u32, head_dim: plan.head_dim as u32 };
         let (places, kv) = (Binding::whole(&to.step.places), to.kv_binding(plan.layer));
         let qkv = [Binding::whole(&q), Binding::whole(&k), Binding::whole(&v)];
-        let interleaved = rope.pairs() == RopePairs::Interleaved;
         let rotated = Binding::whole(&b.rotated);
-        let store = to.rows().rope_store(heads, interleaved, places, Binding::whole(&rotations), qkv, rotated, kv)?;
-        let window = plan.window.map(|w| w as u32);
-        let attend = to.rows().attend(heads, plan.scale, window, places, rotated, kv, Binding::whole(&b.attended))?;
+        let store = to.rows().rope_store(heads, pairs(rope), places, Binding::whole(&rotations), qkv, rotated, kv)?;
+        let attend = to.rows().attend(heads, scores(plan), places, rotated, kv, Binding::whole(&b.attended))?;
         Ok(vec![store, attend])
     }
 
-    fn wanted_logits(&self, norm: &[f32], eps: f32, output: &Matrix) -> Result<Vec<RowDispatch>, Error> {
+    fn wanted_logits(&self, norm: &[f32], eps: f32, output: &Matrix, cap: Option<f32>) -> Result<Vec<RowDispatch>, Error> {
         let (to, b) = (&self.to, self.to.buffers);
         let (outputs, width) = (Binding::whole(&to.step.outputs), norm.len() as u32);
         let (wanted, normed) = (Binding::whole(&b.wanted), Binding::whole(&b.wanted_normed));
         let weight = to.weights.vector(norm)?;
-        let output = to.weights.matrix(output)?;
+        let placed = to.weights.matrix(output)?;
+        let logits = Binding::whole(to.logits);
         let mut all = vec![
             to.outputs().gather(width, outputs, Binding::whole(&b.residual), wanted)?,
             to.outputs().rms_norm((1, width), outputs, wanted, Binding::whole(&weight), eps, normed)?,
         ];
-        all.extend(to.outputs().matmul(&output.weight(to.gpu)?, outputs, normed, Binding::whole(to.logits))?);
+        all.extend(to.outputs().matmul(&placed.weight(to.gpu)?, outputs, normed, logits)?);
+        if let Some(cap) = cap {
+            all.push(to.outputs().softcap(output.rows() as u32, outputs, logits, cap)?);
+        }
         Ok(all)
     }
+}
+
+/// Which elements a RoPE turns together.
+pub(super) fn pairs(rope: &Rope) -> Pairs {
+    Pairs { turned: rope.rotated_half() as u32, interleaved: rope.pairs() == RopePairs::Interleaved }
+}
+
+/// How an attention's scores become weights.
+pub(super) fn scores(plan: &AttentionPlan) -> Scores {
+    Scores { scale: plan.scale, softcap: plan.softcap, window: plan.window.map(|w| w as u32) }
 }
 
 impl Pass for Recording<'_> {
@@ -270,8 +291,8 @@ impl Pass for Recording<'_> {
         self.push(Count::Rows, added.map(|d| vec![d]).map_err(Error::from));
     }
 
-    fn logits(&mut self, norm: &[f32], eps: f32, output: &Matrix) {
-        let recorded = self.wanted_logits(norm, eps, output);
+    fn logits(&mut self, norm: &[f32], eps: f32, output: &Matrix, cap: Option<f32>) {
+        let recorded = self.wanted_logits(norm, eps, output, cap);
         self.push(Count::Outputs, recorded);
     }
 }

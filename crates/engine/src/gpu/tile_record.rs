@@ -3,13 +3,14 @@
 //! What one operation leaves to the next is fused where it can be: a norm goes into the product after it, and the product that ends a
 //! block adds to the residual itself, unless the family norms the branch first.
 
+use super::record::{pairs, scores};
 use super::rope_tables::RopeTables;
 use super::tile_inputs::{Extents, INPUTS_BYTES, Most, Sections};
 use super::weights::GpuWeights;
 use crate::Error;
 use crate::config::{AttentionPlan, Config};
 use crate::pass::{AttentionWeights, Gate, Pass};
-use crate::rope::{Rope, RopePairs};
+use crate::rope::Rope;
 use driftwood_compute::Matrix;
 use driftwood_compute::gpu::tiles::{
     Activation, Arrange, Attended, Fused, HeadNorms, Input, Many, Norm, Normed, Output, RUN_ROWS_MAX, Rotation, Rows, TileAttention,
@@ -194,7 +195,7 @@ impl<'a> TileRecorder<'a> {
 /// The attention of a plan.
 pub(crate) fn tile_attention(plan: &AttentionPlan) -> Result<TileAttention, GpuError> {
     let heads = Heads { heads: plan.heads as u32, kv_heads: plan.kv_heads as u32, head_dim: plan.head_dim as u32 };
-    TileAttention::new(heads, plan.scale, plan.window.map(|w| w as u32))
+    TileAttention::new(heads, scores(plan))
 }
 
 fn fixed(dispatches: Vec<Dispatch>) -> Vec<Sized> {
@@ -240,13 +241,18 @@ impl<'a> TileRecording<'a> {
             (Some(q), Some(k)) => Some((self.to.weights.vector(q)?, self.to.weights.vector(k)?)),
             _ => None,
         };
+        let bias = match (w.q_bias, w.k_bias, w.v_bias) {
+            (Some(q), Some(k), Some(v)) => Some(self.to.weights.joined(&[q, k, v])?),
+            _ => None,
+        };
         let (to, attention) = (&self.to, tile_attention(plan)?);
         let (q, kv, places) = (Binding::whole(&b.query), Binding::whole(&to.kv[plan.layer]), to.input(to.sections().places));
         let rotation = Rotation {
             qkv: Binding::whole(&b.qkv),
             rotations: Binding::whole(&rotations),
-            interleaved: rope.pairs() == RopePairs::Interleaved,
+            pairs: pairs(rope),
             norms: norms.as_ref().map(|(q, k)| HeadNorms { q: Binding::whole(q), k: Binding::whole(k), norm: Norm { eps } }),
+            bias: bias.as_ref().map(Binding::whole),
         };
         let (from, out, partial) = (Attended { q, kv, places }, Binding::whole(&b.attended), Binding::whole(to.partial));
         if to.most.rows == 1 && attention.fuses() {
@@ -274,6 +280,17 @@ impl<'a> TileRecording<'a> {
         Ok(all)
     }
 
+    /// Logits of up to `most` outputs, capped where the family does before anybody chooses from them.
+    fn capped_head(&self, most: usize, normed: (&Buffer, Norm), output: &TileMatrix, cap: Option<f32>) -> Result<Vec<Sized>, Error> {
+        let mut all = self.head(most, normed, output)?;
+        if let Some(cap) = cap {
+            let (plain, count) = (Plain::new(self.to.gpu, most as u32), self.to.input(self.to.sections().outputs));
+            let logits = Binding::whole(&self.to.buffers.logits);
+            all.push(Sized::Plain(plain.softcap(self.to.config.vocabulary as u32, count, logits, cap)?));
+        }
+        Ok(all)
+    }
+
     /// Logits of up to `most` outputs.
     fn head(&self, most: usize, (weight, norm): (&Buffer, Norm), output: &TileMatrix) -> Result<Vec<Sized>, Error> {
         let (to, b) = (&self.to, self.to.buffers);
@@ -296,10 +313,10 @@ impl<'a> TileRecording<'a> {
         Ok(all)
     }
 
-    fn all_heads(&mut self, norm: &[f32], eps: f32, output: &Matrix) -> Result<(), Error> {
+    fn all_heads(&mut self, norm: &[f32], eps: f32, output: &Matrix, cap: Option<f32>) -> Result<(), Error> {
         let (weight, output) = (self.to.weights.vector(norm)?, self.to.weights.tiles(&[output], Arrange::Stacked)?);
         for most in HEAD_CLASSES.into_iter().filter(|most| *most <= self.to.most.outputs.min(self.to.most.rows)) {
-            let head = self.head(most, (&weight, Norm { eps }), &output)?;
+            let head = self.capped_head(most, (&weight, Norm { eps }), &output, cap)?;
             self.program.heads.push((most, head));
         }
         Ok(())
@@ -367,8 +384,8 @@ impl Pass for TileRecording<'_> {
         self.keep(recorded);
     }
 
-    fn logits(&mut self, norm: &[f32], eps: f32, output: &Matrix) {
-        if let Err(failure) = self.all_heads(norm, eps, output) {
+    fn logits(&mut self, norm: &[f32], eps: f32, output: &Matrix, cap: Option<f32>) {
+        if let Err(failure) = self.all_heads(norm, eps, output, cap) {
             self.failure.get_or_insert(failure);
         }
     }
@@ -409,7 +426,7 @@ impl Pass for Upload<'_> {
 
     fn add(&mut self) {}
 
-    fn logits(&mut self, _: &[f32], _: f32, output: &Matrix) {
+    fn logits(&mut self, _: &[f32], _: f32, output: &Matrix, _: Option<f32>) {
         self.tiles(&[output], Arrange::Stacked);
     }
 }

@@ -2,16 +2,16 @@
 
 use crate::Error;
 use driftwood_compute::Matrix;
-use driftwood_compute::gpu::Weight;
-use driftwood_compute::gpu::tiles::{Arrange, Mlx4, Staging, TileMatrix, TileSource};
-use driftwood_compute::gpu::{Buffer, Gpu, Imported};
+use driftwood_compute::gpu::tiles::{Arrange, Staging, TileMatrix};
+use driftwood_compute::gpu::{Buffer, Gpu, Groups, Imported, Weight};
 use driftwood_region::{DType, Region, View};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Weights and norms on the device, found by where they lie in the host's memory.
 ///
-/// On unified memory the mapped files themselves are bound. A discrete device gets a copy of each tensor in its own memory.
+/// On unified memory the mapped files themselves are bound, but for tensors that begin where no kernel can read them. A discrete device gets a
+/// copy of each tensor in its own memory.
 #[derive(Debug)]
 pub(crate) struct GpuWeights {
     gpu: Arc<Gpu>,
@@ -27,19 +27,38 @@ struct Places {
     copied_bytes: usize,
 }
 
-/// Where a tensor stands.
+/// Where a tensor stands: a buffer, and how far into it.
 #[derive(Clone, Debug)]
-pub(super) struct Placed {
+struct Placed {
     buffer: Buffer,
     offset_bytes: u64,
-    dtype: DType,
-    shape: (u32, u32),
 }
 
-impl Placed {
+/// Where a weight's tensors stand.
+#[derive(Clone, Debug)]
+pub(super) struct PlacedMatrix {
+    elements: Placed,
+    dtype: DType,
+    shape: (u32, u32),
+    groups: Option<PlacedGroups>,
+}
+
+/// Where the scales and biases of MLX's groups stand.
+#[derive(Clone, Debug)]
+struct PlacedGroups {
+    scales: Placed,
+    biases: Placed,
+    dtype: DType,
+    group: u32,
+}
+
+impl PlacedMatrix {
     /// As kernels take it.
     pub(super) fn weight(&self, gpu: &Gpu) -> Result<Weight<'_>, Error> {
-        Ok(Weight::new(gpu.info(), self.dtype, self.shape, &self.buffer, self.offset_bytes)?)
+        let weight = Weight::new(gpu.info(), self.dtype, self.shape, &self.elements.buffer, self.elements.offset_bytes)?;
+        let Some(PlacedGroups { scales, biases, dtype, group }) = &self.groups else { return Ok(weight) };
+        let (scales, biases) = ((&scales.buffer, scales.offset_bytes), (&biases.buffer, biases.offset_bytes));
+        Ok(weight.with_groups(gpu.info(), Groups { group: *group, dtype: *dtype, scales, biases }))
     }
 }
 
@@ -54,17 +73,40 @@ impl GpuWeights {
     }
 
     /// A weight.
-    pub(super) fn matrix(&self, matrix: &Matrix) -> Result<Placed, Error> {
-        let view = matrix.weight();
-        if matrix.scales().is_some() {
-            return self.dequantised(matrix);
+    pub(super) fn matrix(&self, matrix: &Matrix) -> Result<PlacedMatrix, Error> {
+        let groups = match (matrix.scales(), matrix.biases(), matrix.group()) {
+            (Some(scales), Some(biases), Some(group)) => {
+                let (dtype, group) = (scales.dtype(), group as u32);
+                Some(PlacedGroups { scales: self.view(scales, 1)?, biases: self.view(biases, 1)?, dtype, group })
+            }
+            _ => None,
+        };
+        let (elements, shape) = (matrix.weight(), (matrix.rows() as u32, matrix.row_len() as u32));
+        let align_bytes = match elements.dtype() {
+            _ if groups.is_some() => 1,
+            DType::F32 => 4,
+            _ => 2,
+        };
+        Ok(PlacedMatrix { elements: self.view(elements, align_bytes)?, dtype: elements.dtype(), shape, groups })
+    }
+
+    /// Rows of f32 as one, found by where the first lies. There is a first.
+    pub(super) fn joined(&self, rows: &[&[f32]]) -> Result<Buffer, Error> {
+        let key = rows[0].as_ptr() as usize;
+        if let Some(placed) = self.places().tensors.get(&key) {
+            return Ok(placed.buffer.clone());
         }
-        if self.gpu.info().unified { self.shared(view) } else { self.placed(view.bytes(), view.dtype(), extents(matrix)) }
+        let all = rows.concat();
+        let buffer = self.gpu.upload("weight", bytemuck::cast_slice(&all))?;
+        let mut places = self.places();
+        places.copied_bytes += size_of_val(&all[..]);
+        places.tensors.insert(key, Placed { buffer: buffer.clone(), offset_bytes: 0 });
+        Ok(buffer)
     }
 
     /// A norm, or anything else of f32: (n).
     pub(super) fn vector(&self, values: &[f32]) -> Result<Buffer, Error> {
-        Ok(self.placed(bytemuck::cast_slice(values), DType::F32, (1, values.len() as u32))?.buffer)
+        Ok(self.copied(bytemuck::cast_slice(values))?.buffer)
     }
 
     /// Matrices that are multiplied at once, packed as tiles for cooperative devices.
@@ -73,9 +115,8 @@ impl GpuWeights {
         if let Some(tiles) = self.places().tiles.get(&key) {
             return Ok(tiles.clone());
         }
-        let sources: Vec<_> = matrices.iter().map(|matrix| tile_source(matrix)).collect();
         let mut places = self.places();
-        let tiles = Arc::new(TileMatrix::upload(&self.gpu, &mut places.staging, &sources, arrange)?);
+        let tiles = Arc::new(TileMatrix::upload(&self.gpu, &mut places.staging, matrices, arrange)?);
         places.copied_bytes += tiles.bytes() as usize;
         places.tiles.insert(key, tiles.clone());
         Ok(tiles)
@@ -95,6 +136,12 @@ impl GpuWeights {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A tensor: shared where the device shares the host's memory, and kernels that read from multiples of so many bytes find it there.
+    fn view(&self, view: &View, align_bytes: usize) -> Result<Placed, Error> {
+        let shared = self.gpu.info().unified && view.offset_bytes().is_multiple_of(align_bytes);
+        if shared { self.shared(view) } else { self.copied(view.bytes()) }
+    }
+
     /// A tensor in the mapped file itself.
     fn shared(&self, view: &View) -> Result<Placed, Error> {
         let region: &Arc<Region> = view.region();
@@ -103,54 +150,18 @@ impl GpuWeights {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
             std::collections::hash_map::Entry::Vacant(new) => new.insert(self.gpu.import(region)?),
         };
-        let shape = (view.shape().rows() as u32, view.shape().row_len() as u32);
-        Ok(Placed { buffer: file.buffer().clone(), offset_bytes: view.offset_bytes() as u64, dtype: view.dtype(), shape })
+        Ok(Placed { buffer: file.buffer().clone(), offset_bytes: view.offset_bytes() as u64 })
     }
 
     /// A tensor copied to the device, once.
-    fn placed(&self, bytes: &[u8], dtype: DType, shape: (u32, u32)) -> Result<Placed, Error> {
+    fn copied(&self, bytes: &[u8]) -> Result<Placed, Error> {
         let mut places = self.places();
         if let Some(placed) = places.tensors.get(&(bytes.as_ptr() as usize)) {
             return Ok(placed.clone());
         }
-        let buffer = self.gpu.upload("weight", bytes)?;
-        let placed = Placed { buffer, offset_bytes: 0, dtype, shape };
+        let placed = Placed { buffer: self.gpu.upload("weight", bytes)?, offset_bytes: 0 };
         places.copied_bytes += bytes.len();
         places.tensors.insert(bytes.as_ptr() as usize, placed.clone());
         Ok(placed)
     }
-
-    /// MLX's three tensors as one of f32: no kernel of the plain path reads them apart.
-    fn dequantised(&self, matrix: &Matrix) -> Result<Placed, Error> {
-        let key = matrix.weight().bytes().as_ptr() as usize;
-        if let Some(placed) = self.places().tensors.get(&key) {
-            return Ok(placed.clone());
-        }
-        let mut values = vec![0.0f32; matrix.rows() * matrix.row_len()];
-        for (row, out) in values.chunks_mut(matrix.row_len()).enumerate() {
-            matrix.dequantise_row(row, out);
-        }
-        let buffer = self.gpu.upload("weight", bytemuck::cast_slice(&values))?;
-        let placed = Placed { buffer, offset_bytes: 0, dtype: DType::F32, shape: extents(matrix) };
-        let mut places = self.places();
-        places.copied_bytes += values.len() * size_of::<f32>();
-        places.tensors.insert(key, placed.clone());
-        Ok(placed)
-    }
-}
-
-fn tile_source(matrix: &Matrix) -> TileSource<'_> {
-    let (Some(scales), Some(biases)) = (matrix.scales(), matrix.biases()) else { return TileSource::Rows(matrix.weight()) };
-    TileSource::Mlx4(Mlx4 {
-        n: matrix.rows(),
-        k: matrix.row_len(),
-        words: matrix.weight().bytes(),
-        scales: scales.bytes(),
-        biases: biases.bytes(),
-        float: scales.dtype(),
-    })
-}
-
-fn extents(matrix: &Matrix) -> (u32, u32) {
-    (matrix.rows() as u32, matrix.row_len() as u32)
 }

@@ -7,9 +7,8 @@
 //! chains along the tokens, of probabilities rounded to f16. Blocks are joined in order by one formula: a row in a run and a row alone
 //! have the same bits, and so has a row in any company.
 
-use super::super::{Binding, Dispatch, Gpu, GpuError, Heads, KernelSource};
-use super::attend_fused::Turn;
-use super::attend_text::{Attend, ROPE_WARPS, TILE_ROWS, rope_store_text};
+use super::super::{Binding, Dispatch, Gpu, GpuError, Heads, KernelSource, Pairs, Scores};
+use super::attend_text::{Attend, ROPE_WARPS, TILE_ROWS, Turn, rope_store_text};
 use super::product::{bad, grid, room};
 use super::{Norm, padded_len};
 use crate::KV_BLOCK_TOKENS;
@@ -41,10 +40,19 @@ pub struct Rotation<'a> {
     pub qkv: Binding<'a>,
     /// f32 (position, cosines or sines, head_dim / 2), for every position that a row has.
     pub rotations: Binding<'a>,
-    /// Whether pairs stand side by side, else half a head apart. What is written is in half-split order.
-    pub interleaved: bool,
+    /// What is turned together. What is written is in half-split order.
+    pub pairs: Pairs,
     /// Norms before the rotation.
     pub norms: Option<HeadNorms<'a>>,
+    /// What is added to each row before that, f32 (heads of q, then of k, then of v, head_dim).
+    pub bias: Option<Binding<'a>>,
+}
+
+impl Rotation<'_> {
+    /// What of it is constant in a kernel's text.
+    fn turn(&self) -> Turn {
+        Turn { pairs: self.pairs, norm: self.norms.map(|norms| norms.norm), biased: self.bias.is_some() }
+    }
 }
 
 /// What an attention reads, besides which rows.
@@ -70,11 +78,12 @@ pub struct Fused<'a> {
 }
 
 impl TileAttention {
-    /// An attention; `window` is the number of positions that a row sees, its own included.
+    /// An attention.
     ///
     /// # Errors
-    /// If the heads do not go with tiles of 16, or if the scale is not above zero.
-    pub fn new(heads: Heads, scale: f32, window: Option<u32>) -> Result<TileAttention, GpuError> {
+    /// If the heads do not go with tiles of 16, or if a number of the scores is not above zero.
+    pub fn new(heads: Heads, scores: Scores) -> Result<TileAttention, GpuError> {
+        let Scores { scale, softcap, window } = scores;
         let Heads { heads, kv_heads, head_dim } = heads;
         if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(bad(&format!("{heads} heads cannot be shared out to {kv_heads} KV heads")));
@@ -88,7 +97,10 @@ impl TileAttention {
         if !(scale > 0.0 && scale.is_finite()) || window == Some(0) {
             return Err(bad(&format!("a scale of {scale} or a window of {window:?}: both must be above zero")));
         }
-        Ok(TileAttention { shape: Attend { heads, kv_heads, head_dim, scale, window: window.unwrap_or(0) } })
+        if softcap.is_some_and(|cap| !(cap > 0.0 && cap.is_finite())) {
+            return Err(bad(&format!("a cap of {softcap:?}: it must be above zero")));
+        }
+        Ok(TileAttention { shape: Attend { heads, kv_heads, head_dim, scale, softcap, window: window.unwrap_or(0) } })
     }
 
     /// Bytes of the queries of `rows` rows: f16 (row, head, head_dim).
@@ -137,7 +149,7 @@ impl TileAttention {
         grid(gpu, most)?;
         let mut bindings = self.rotated(most, from, places)?;
         bindings.extend([q, kv]);
-        let text = rope_store_text(&self.shape, from.interleaved, from.norms.map(|norms| norms.norm));
+        let text = rope_store_text(&self.shape, from.turn());
         let kernel = gpu.kernel("rotate and store", KernelSource::Trusted(&text))?;
         Ok(gpu.dispatch(&kernel, &bindings, [all.div_ceil(ROPE_WARPS), most as u32, 1]))
     }
@@ -231,8 +243,7 @@ impl TileAttention {
         room("the output", out, self.out_bytes(1))?;
         let mut bindings = self.rotated(1, from.rotation, from.places)?;
         bindings.push(from.kv);
-        let Rotation { interleaved, norms, .. } = from.rotation;
-        Ok((Turn { interleaved, norm: norms.map(|norms| norms.norm) }, bindings))
+        Ok((from.rotation.turn(), bindings))
     }
 
     /// The bindings of a rotation of `most` rows.
@@ -240,11 +251,18 @@ impl TileAttention {
         let Attend { heads, kv_heads, head_dim, .. } = self.shape;
         room("the heads", from.qkv, 4 * most * ((heads + 2 * kv_heads) * head_dim) as usize)?;
         room("the rotations", from.rotations, 4 * head_dim as usize)?;
+        if from.pairs.turned == 0 || from.pairs.turned > head_dim / 2 {
+            return Err(bad(&format!("a head of {head_dim} elements has not {} pairs to turn", from.pairs.turned)));
+        }
         let mut bindings = vec![from.qkv, from.rotations, places];
         if let Some(norms) = from.norms {
             room("the weights of a head's norm", norms.q, 4 * head_dim as usize)?;
             room("the weights of a head's norm", norms.k, 4 * head_dim as usize)?;
             bindings.extend([norms.q, norms.k]);
+        }
+        if let Some(bias) = from.bias {
+            room("what is added to the heads", bias, 4 * ((heads + 2 * kv_heads) * head_dim) as usize)?;
+            bindings.push(bias);
         }
         Ok(bindings)
     }

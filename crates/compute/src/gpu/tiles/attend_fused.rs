@@ -3,9 +3,8 @@
 //!
 //! The pieces are those of `attend_text.rs`, and so are the bits.
 
-use super::Norm;
 use super::attend_text::{
-    Attend, BOUNDED, ONE_SCORES, ONE_THREADS, TILE_ROW, TOKENS, one_place, rope_angles, rope_norm, rope_read, rope_write,
+    Attend, BOUNDED, ONE_SCORES, ONE_THREADS, TILE_ROW, TOKENS, Turn, one_place, rope_angles, rope_norm, rope_read, rope_write,
 };
 use super::one_row::WORKGROUP_BYTES;
 use super::text::{LANES, head};
@@ -16,13 +15,6 @@ const TEAMS_MAX: u32 = 4;
 
 /// The row's own token, if it is in block `b`: what was read of it may be old or new, and nobody uses it.
 const HOLE: &str = "  let hole = select(64u, position % 64u, b == position / 64u);\n";
-
-/// How heads are rotated.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Turn {
-    pub(super) interleaved: bool,
-    pub(super) norm: Option<Norm>,
-}
 
 impl Attend {
     /// Bytes of the rotated heads of a KV head, its key and its value in workgroup memory.
@@ -40,13 +32,9 @@ impl Attend {
         ((WORKGROUP_BYTES - self.roped_bytes()) / self.one_bytes()).clamp(1, TEAMS_MAX)
     }
 
-    /// Bindings qkv, rotations, places, (norms of q and k), kv, then `last`.
+    /// Bindings qkv, rotations, places, (norms of q and k), (bias), kv, then `last`.
     fn fused_bindings(&self, turn: Turn, last: (&'static str, &'static str)) -> Vec<(&'static str, &'static str)> {
-        let mut bindings =
-            vec![("qkv", "read> qkv: array<f32>"), ("rotations", "read> rotations: array<f32>"), ("places", "read> places: array<u32>")];
-        if turn.norm.is_some() {
-            bindings.extend([("q_norm", "read> q_norm: array<f32>"), ("k_norm", "read> k_norm: array<f32>")]);
-        }
+        let mut bindings = turn.bindings();
         bindings.extend([("kv", "read_write> kv: array<vec4<f16>>"), last]);
         bindings
     }
@@ -84,7 +72,7 @@ fn fresh(at: u32) -> vec4<f16> {{ return vec4<f16>(roped[4u * at], roped[4u * at
                 n * teams * ONE_THREADS / LANES,
                 group + 1
             );
-            text += &rope_read(head_dim / 2, turn.interleaved, n);
+            text += &rope_read(self, turn, n);
         }
         text
     }
@@ -95,7 +83,7 @@ fn fresh(at: u32) -> vec4<f16> {{ return vec4<f16>(roped[4u * at], roped[4u * at
         for n in 0..self.turns(teams) {
             text += &turn.norm.map(|norm| rope_norm(self, norm, n)).unwrap_or_default();
             let to = format!("roped[which{n} * {}u +", self.head_dim);
-            text += &rope_write(self, n, &format!("{to} to_x] = x;\n    {to} to_y] = y;"));
+            text += &rope_write(self, turn, n, &format!("{to} to_x] = x;\n    {to} to_y] = y;"));
         }
         text += "  workgroupBarrier();\n";
         (0..self.query_quads()).for_each(|i| text += &format!("  let q{i} = fresh({});\n", self.query(i)));
@@ -115,7 +103,7 @@ fn fresh(at: u32) -> vec4<f16> {{ return vec4<f16>(roped[4u * at], roped[4u * at
         )
     }
 
-    /// The kernel for one block of a row: bindings qkv, rotations, places, (norms of q and k), kv, scratch.
+    /// The kernel for one block of a row: bindings qkv, rotations, places, (norms of q and k), (bias), kv, scratch.
     pub(super) fn fused_text(&self, turn: Turn) -> String {
         format!(
             "{head}
@@ -151,7 +139,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
     }
 
     /// The kernel for all blocks of a row, a workgroup a KV head, its teams a block each: bindings qkv, rotations, places,
-    /// (norms of q and k), kv, out. A team that has no block repeats the last.
+    /// (norms of q and k), (bias), kv, out. A team that has no block repeats the last.
     pub(super) fn short_text(&self, turn: Turn) -> String {
         let teams = self.teams();
         format!(

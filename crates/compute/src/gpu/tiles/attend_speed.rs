@@ -3,7 +3,7 @@
 use super::speed::Clock;
 use super::tests::{Random, cooperative, upload};
 use super::*;
-use crate::gpu::{Binding, Dispatch, Gpu, Heads};
+use crate::gpu::{Binding, Dispatch, Gpu, Heads, Pairs, Scores};
 use std::sync::Arc;
 
 /// Layers whose slots are apart, so that a cache does not hold them.
@@ -32,7 +32,7 @@ struct Bench {
 
 impl Bench {
     fn new(gpu: &Arc<Gpu>, heads: Heads) -> Bench {
-        let attention = TileAttention::new(heads, 0.125, None).unwrap();
+        let attention = TileAttention::new(heads, Scores { scale: 0.125, softcap: None, window: None }).unwrap();
         let mut random = Random(1);
         let block: Vec<u32> = (0..1 << 20).map(|_| random.next() as u32 & 0xbbff_bbff).collect();
         let buffer = |bytes: usize| gpu.buffer("bench", bytes as u64).unwrap();
@@ -73,11 +73,15 @@ impl Bench {
         Attended { q: Binding::whole(&self.q), kv: Binding::whole(&self.kv[layer % LAYERS]), places: Binding::whole(places) }
     }
 
+    fn rotation(&self) -> Rotation<'_> {
+        let pairs = Pairs { turned: self.attention.shape.head_dim / 2, interleaved: false };
+        Rotation { qkv: Binding::whole(&self.qkv), rotations: Binding::whole(&self.rotations), pairs, norms: None, bias: None }
+    }
+
     fn rope_store(&self, step: Step, layer: usize) -> Dispatch {
         let places = self.places(step);
-        let from = Rotation { qkv: Binding::whole(&self.qkv), rotations: Binding::whole(&self.rotations), interleaved: false, norms: None };
         let to = (Binding::whole(&self.q), Binding::whole(&self.kv[layer % LAYERS]));
-        self.attention.rope_store(&self.gpu, step.sessions * step.rows, from, Binding::whole(&places), to).unwrap()
+        self.attention.rope_store(&self.gpu, step.sessions * step.rows, self.rotation(), Binding::whole(&places), to).unwrap()
     }
 
     fn ones(&self, step: Step, layer: usize) -> [Dispatch; 2] {
@@ -91,9 +95,7 @@ impl Bench {
 
     fn fused(&self, step: Step, layer: usize, short: bool) -> Vec<Dispatch> {
         let (places, rows) = (self.places(step), (step.sessions * step.rows) as u32);
-        let rotation =
-            Rotation { qkv: Binding::whole(&self.qkv), rotations: Binding::whole(&self.rotations), interleaved: false, norms: None };
-        let from = Fused { rotation, kv: Binding::whole(&self.kv[layer % LAYERS]), places: Binding::whole(&places) };
+        let from = Fused { rotation: self.rotation(), kv: Binding::whole(&self.kv[layer % LAYERS]), places: Binding::whole(&places) };
         let (scratch, out) = (Binding::whole(&self.scratch), Binding::whole(&self.out));
         if short {
             let mut all = self.attention.short_ones(&self.gpu, from, out).unwrap();

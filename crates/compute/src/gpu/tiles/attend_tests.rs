@@ -1,33 +1,78 @@
 //! The text of the attention kernels through naga's validator, and on a device attention against f64 and against itself.
 
-use super::attend_fused::Turn;
-use super::attend_text::{Attend, rope_store_text};
+use super::attend_text::{Attend, Turn, rope_store_text};
 use super::tests::{Random, cooperative, upload, validate};
 use super::*;
-use crate::gpu::{Binding, Dispatch, Gpu, GpuError, Heads};
+use crate::gpu::{Binding, Dispatch, Gpu, GpuError, Heads, Pairs, Scores};
 use half::f16;
 
-const SHAPES: [(u32, u32, u32); 9] =
-    [(9, 3, 64), (32, 8, 64), (4, 1, 256), (24, 8, 128), (16, 1, 256), (8, 8, 80), (16, 1, 48), (14, 2, 96), (2, 1, 16)];
+const SHAPES: [(u32, u32, u32); 10] =
+    [(9, 3, 64), (32, 8, 64), (4, 1, 256), (24, 8, 128), (16, 1, 256), (8, 8, 80), (16, 1, 48), (14, 2, 96), (4, 4, 96), (2, 1, 16)];
+
+/// Ways to rotate heads: whether pairs stand side by side, how many of 8 are not turned, and whether they are normed and added to.
+#[derive(Clone, Copy, Debug)]
+struct Manner {
+    interleaved: bool,
+    unturned_of_8: u32,
+    normed: bool,
+    biased: bool,
+}
+
+const fn turned(interleaved: bool, unturned_of_8: u32, normed: bool, biased: bool) -> Manner {
+    Manner { interleaved, unturned_of_8, normed, biased }
+}
+
+const MANNERS: [Manner; 6] = [
+    turned(false, 0, false, false),
+    turned(true, 0, true, false),
+    turned(false, 0, true, false),
+    turned(false, 2, false, false),
+    turned(false, 0, false, true),
+    turned(true, 5, true, true),
+];
+
+impl Manner {
+    fn pairs(self, head_dim: u32) -> Pairs {
+        Pairs { turned: head_dim / 2 - head_dim / 16 * self.unturned_of_8, interleaved: self.interleaved }
+    }
+}
 
 #[test]
 fn attention_kernels_are_valid() {
-    for ((heads, kv_heads, head_dim), window) in SHAPES.into_iter().flat_map(|s| [(s, 0), (s, 100)]) {
-        let shape = Attend { heads, kv_heads, head_dim, scale: 0.125, window };
+    for ((heads, kv_heads, head_dim), (window, softcap)) in SHAPES.into_iter().flat_map(|s| [(s, (0, None)), (s, (100, Some(50.0)))]) {
+        let shape = Attend { heads, kv_heads, head_dim, scale: 0.125, softcap, window };
         let name = format!("{shape:?}");
         validate(&name, &shape.runs_text());
         validate(&name, &shape.ones_text());
         validate(&name, &shape.join_text(true));
         validate(&name, &shape.join_text(false));
-        for (interleaved, norm) in [(false, None), (true, Some(Norm { eps: 1e-6 }))] {
-            validate(&name, &rope_store_text(&shape, interleaved, norm));
-            let turn = Turn { interleaved, norm };
+        for manner in MANNERS {
+            let (pairs, norm) = (manner.pairs(head_dim), manner.normed.then_some(Norm { eps: 1e-6 }));
+            let turn = Turn { pairs, norm, biased: manner.biased };
+            validate(&name, &rope_store_text(&shape, turn));
             if shape.fuses() {
                 validate(&name, &shape.fused_text(turn));
                 validate(&name, &shape.short_text(turn));
             }
         }
     }
+}
+
+/// What a model has none of costs nothing: neither tests nor constants of it are in its kernels.
+#[test]
+fn kernels_hold_nothing_that_a_model_lacks() {
+    let plain = Attend { heads: 8, kv_heads: 2, head_dim: 64, scale: 0.125, softcap: None, window: 0 };
+    let capped = Attend { softcap: Some(50.0), ..plain };
+    let manner = |manner: Manner| Turn { pairs: manner.pairs(64), norm: None, biased: manner.biased };
+    let texts = |shape: &Attend, turn: Turn| [shape.runs_text(), shape.ones_text(), shape.fused_text(turn), rope_store_text(shape, turn)];
+    for text in texts(&plain, manner(MANNERS[0])) {
+        assert!(!["capped", "bias", "|| i0_0", "i0_0 <"].iter().any(|part| text.contains(part)), "{text}");
+    }
+    assert!(
+        texts(&capped, manner(MANNERS[0]))[..3].iter().all(|text| text.contains("= capped(sc[own") || text.contains(", capped(sc[own"))
+    );
+    assert!(texts(&plain, manner(MANNERS[3]))[2..].iter().all(|text| text.contains("|| i0_0 >= 24u")));
+    assert!(texts(&plain, manner(MANNERS[4]))[2..].iter().all(|text| text.contains("+ bias[head0 * 64u")));
 }
 
 #[test]
@@ -45,15 +90,22 @@ fn attentions_that_do_not_fit_are_refused() {
         (heads(8, 2, 64), f32::NAN, None, "above zero"),
         (heads(8, 2, 64), 0.1, Some(0), "above zero"),
     ] {
-        let error = TileAttention::new(heads, scale, window).unwrap_err();
+        let error = TileAttention::new(heads, Scores { scale, softcap: None, window }).unwrap_err();
         assert!(matches!(&error, GpuError::BadShape { .. }) && error.to_string().contains(why), "{error}");
     }
+    for cap in [0.0, -50.0, f32::NAN, f32::INFINITY] {
+        let error = TileAttention::new(heads(8, 2, 64), Scores { scale: 0.1, softcap: Some(cap), window: None }).unwrap_err();
+        assert!(error.to_string().contains("a cap of"), "{error}");
+    }
 }
+
+/// Scores of everything, without a cap.
+const SCORES: Scores = Scores { scale: 0.1, softcap: None, window: None };
 
 #[test]
 fn attentions_that_leave_no_room_do_not_fuse() {
     let fuses = |(heads, kv_heads, head_dim)| {
-        let attention = TileAttention::new(Heads { heads, kv_heads, head_dim }, 0.1, None).unwrap();
+        let attention = TileAttention::new(Heads { heads, kv_heads, head_dim }, SCORES).unwrap();
         attention.fuses().then(|| attention.short_blocks())
     };
     let shapes = [(32, 8, 64), (24, 8, 128), (4, 1, 256), (9, 1, 256)];
@@ -81,8 +133,9 @@ struct Scene {
 
 impl Scene {
     /// Each session is (first position, number) of its rows. Slots that nobody has hold NaN, tokens after the last row large numbers.
-    fn new(random: &mut Random, heads: Heads, window: Option<u32>, sessions: &[(usize, usize)]) -> Scene {
-        let attention = TileAttention::new(heads, 1.0 / (heads.head_dim as f32).sqrt(), window).unwrap();
+    fn new(random: &mut Random, heads: Heads, (window, softcap): (Option<u32>, Option<f32>), sessions: &[(usize, usize)]) -> Scene {
+        let scores = Scores { scale: 1.0 / (heads.head_dim as f32).sqrt(), softcap, window };
+        let attention = TileAttention::new(heads, scores).unwrap();
         let used: usize = sessions.iter().map(|(first, rows)| (first + rows).div_ceil(64)).sum();
         let mut free: Vec<usize> = (0..used + 3).collect();
         let slot_len = attention.slot_bytes() / 2;
@@ -128,7 +181,7 @@ impl Scene {
 
     /// One output in f64, and the sum of its terms' magnitudes.
     fn reference(&self, row: usize, head: usize) -> Vec<(f64, f64)> {
-        let Attend { heads, kv_heads, head_dim, scale, window } = self.attention.shape;
+        let Attend { heads, kv_heads, head_dim, scale, softcap, window } = self.attention.shape;
         let (d, (session, position)) = (head_dim as usize, self.rows[row]);
         let start = if window == 0 { 0 } else { (position + 1).saturating_sub(window as usize) };
         let kv_head = head / (heads / kv_heads) as usize;
@@ -138,7 +191,8 @@ impl Scene {
         };
         let q = &self.q[(row * heads as usize + head) * d..][..d];
         let dot = |k: &[f16]| q.iter().zip(k).map(|(q, k)| q.to_f64() * k.to_f64()).sum::<f64>() * f64::from(scale);
-        let scores: Vec<f64> = (start..=position).map(|token| dot(at(token, 0))).collect();
+        let capped = |s: f64| softcap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh());
+        let scores: Vec<f64> = (start..=position).map(|token| capped(dot(at(token, 0)))).collect();
         let most = scores.iter().copied().fold(f64::MIN, f64::max);
         let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
         let mut out = vec![(0.0, 0.0); d];
@@ -220,6 +274,7 @@ struct Heads32 {
     qkv: wgpu::Buffer,
     rotations: wgpu::Buffer,
     norms: [wgpu::Buffer; 2],
+    bias: wgpu::Buffer,
 }
 
 impl Heads32 {
@@ -231,13 +286,16 @@ impl Heads32 {
             upload(gpu, bytemuck::cast_slice(&floats))
         };
         let qkv = floats(scene.rows.len() * (heads + 2 * kv_heads) as usize, 4.0);
-        Heads32 { qkv, rotations: floats(positions, 1.0), norms: [floats(1, 2.0), floats(1, 2.0)] }
+        let bias = floats((heads + 2 * kv_heads) as usize, 4.0);
+        Heads32 { qkv, rotations: floats(positions, 1.0), norms: [floats(1, 2.0), floats(1, 2.0)], bias }
     }
 
-    fn rotation(&self, interleaved: bool, normed: bool) -> Rotation<'_> {
+    fn rotation(&self, manner: Manner, head_dim: u32) -> Rotation<'_> {
         let [q, k] = self.norms.each_ref().map(Binding::whole);
-        let norms = normed.then_some(HeadNorms { q, k, norm: Norm { eps: 1e-6 } });
-        Rotation { qkv: Binding::whole(&self.qkv), rotations: Binding::whole(&self.rotations), interleaved, norms }
+        let norms = manner.normed.then_some(HeadNorms { q, k, norm: Norm { eps: 1e-6 } });
+        let bias = manner.biased.then_some(Binding::whole(&self.bias));
+        let (qkv, rotations) = (Binding::whole(&self.qkv), Binding::whole(&self.rotations));
+        Rotation { qkv, rotations, pairs: manner.pairs(head_dim), norms, bias }
     }
 }
 
@@ -288,19 +346,19 @@ fn attend_fused_has_the_same_bits() {
     let gpu = cooperative();
     let mut random = Random(31);
     for (i, (heads, kv_heads, head_dim)) in SHAPES.into_iter().enumerate() {
-        for (window, few) in [(None, false), (Some(100), false), (None, true), (Some(1), true)] {
-            let (interleaved, normed) = [(false, false), (true, true), (false, true)][(i + usize::from(few)) % 3];
+        for (j, (window, few)) in [(None, false), (Some(100), false), (None, true), (Some(1), true)].into_iter().enumerate() {
+            let (manner, softcap) = (MANNERS[(i + j) % MANNERS.len()], [None, Some(1.5)][(i + j) % 2]);
             let heads = Heads { heads, kv_heads, head_dim };
-            let some = |window| TileAttention::new(heads, 0.1, window).unwrap();
+            let some = |window| TileAttention::new(heads, Scores { window, ..SCORES }).unwrap();
             // Positions at the edges of blocks, as far as a short attention goes or further.
             let most = if few && window.is_none() { 64 * some(window).short_blocks() } else { 3000 };
             let firsts = [0, 1, 63, 64, 127, 128, 130, 191, 64 * 5, random.next() as usize % 3000].map(|first| (first.min(most - 1), 1));
-            let scene = Scene::new(&mut random, heads, window, &firsts);
+            let scene = Scene::new(&mut random, heads, (window, softcap), &firsts);
             if !scene.attention.fuses() {
                 continue;
             }
             let (staged, inputs) = (Staged::new(&gpu, &scene), Heads32::new(&gpu, &mut random, &scene));
-            let rotation = inputs.rotation(interleaved, normed);
+            let rotation = inputs.rotation(manner, head_dim);
             let want = staged.step(Way::Apart, rotation);
             assert_ne!(want.1, bytemuck::cast_slice::<f16, u16>(&scene.kv), "nothing was stored");
             let ways = if few { &[Way::Fused, Way::Short][..] } else { &[Way::Fused] };
@@ -309,7 +367,7 @@ fn attend_fused_has_the_same_bits() {
                 for (what, got, want) in [("outputs", &got.0, &want.0), ("slots", &got.1, &want.1)] {
                     let at: Vec<usize> = (0..want.len()).filter(|i| got[*i] != want[*i]).collect();
                     let (shape, first) = (scene.attention.shape, at.first());
-                    assert!(at.is_empty(), "{shape:?} {interleaved} {normed} {way:?}: {} {what} differ, first {first:?}", at.len());
+                    assert!(at.is_empty(), "{shape:?} {manner:?} {way:?}: {} {what} differ, first {first:?}", at.len());
                 }
             }
         }
@@ -335,10 +393,10 @@ fn attend_is_right_in_runs_and_alone() {
     let gpu = cooperative();
     let mut random = Random(23);
     for (heads, kv_heads, head_dim) in SHAPES {
-        for window in [None, Some(1), Some(100), Some(512)] {
+        for (window, softcap) in [(None, None), (Some(1), None), (Some(100), Some(1.5)), (Some(512), None), (None, Some(0.7))] {
             let mut some = |most: u64| random.next() as usize % most as usize;
             let sessions = [(0, 1 + some(40)), (some(3000), 1 + some(40)), (some(200), 7), (40 + some(24), 30), (some(1000), 1)];
-            let scene = Scene::new(&mut random, Heads { heads, kv_heads, head_dim }, window, &sessions);
+            let scene = Scene::new(&mut random, Heads { heads, kv_heads, head_dim }, (window, softcap), &sessions);
             let name = format!("{:?} {sessions:?}", scene.attention.shape);
             let staged = Staged::new(&gpu, &scene);
             let whole = staged.runs(&scene.runs(&mut random, RUN_ROWS_MAX));
@@ -358,14 +416,16 @@ fn rotated(
     shape: &Attend,
     (qkv, positions): (&[f32], &[usize]),
     rotations: &[f32],
-    interleaved: bool,
+    pairs: Pairs,
     norms: Option<(&[f32], &[f32])>,
+    bias: Option<&[f32]>,
 ) -> Vec<f64> {
     let (d, all) = (shape.head_dim as usize, (shape.heads + 2 * shape.kv_heads) as usize);
     let mut out = Vec::new();
     for (at, head) in qkv.chunks(d).enumerate() {
         let (position, which) = (positions[at / all], at % all);
-        let mut x: Vec<f64> = head.iter().map(|x| f64::from(*x)).collect();
+        let added = |i: usize| bias.map_or(0.0, |bias| f64::from(bias[which * d + i]));
+        let mut x: Vec<f64> = head.iter().enumerate().map(|(i, x)| f64::from(*x) + added(i)).collect();
         if which >= (shape.heads + shape.kv_heads) as usize {
             out.extend(x);
             continue;
@@ -375,10 +435,12 @@ fn rotated(
             let weights = if which < shape.heads as usize { q } else { k };
             x.iter_mut().zip(weights).for_each(|(x, w)| *x *= factor * f64::from(*w));
         }
-        let pair = |i: usize| if interleaved { (x[2 * i], x[2 * i + 1]) } else { (x[i], x[i + d / 2]) };
+        let turned = pairs.turned as usize;
+        let pair = |i: usize| if pairs.interleaved { (x[2 * i], x[2 * i + 1]) } else { (x[i], x[i + turned]) };
         let turn = |i: usize| (f64::from(rotations[position * d + i]), f64::from(rotations[position * d + d / 2 + i]));
-        out.extend((0..d / 2).map(|i| pair(i).0 * turn(i).0 - pair(i).1 * turn(i).1));
-        out.extend((0..d / 2).map(|i| pair(i).0 * turn(i).1 + pair(i).1 * turn(i).0));
+        out.extend((0..turned).map(|i| pair(i).0 * turn(i).0 - pair(i).1 * turn(i).1));
+        out.extend((0..turned).map(|i| pair(i).0 * turn(i).1 + pair(i).1 * turn(i).0));
+        out.extend(&x[2 * turned..]);
     }
     out.into_iter().map(|x| x.clamp(-65504.0, 65504.0)).collect()
 }
@@ -391,23 +453,22 @@ const POSITIONS: usize = 256;
 fn attend_rotates_and_stores() {
     let gpu = cooperative();
     let mut random = Random(29);
-    for ((heads, kv_heads, head_dim), (interleaved, normed)) in
-        SHAPES.into_iter().flat_map(|s| [(false, false), (true, true), (false, true)].map(|how| (s, how)))
-    {
-        let scene = Scene::new(&mut random, Heads { heads, kv_heads, head_dim }, None, &[(70, 5), (0, 9), (127, 2)]);
+    for ((heads, kv_heads, head_dim), manner) in SHAPES.into_iter().flat_map(|s| MANNERS.map(|how| (s, how))) {
+        let scene = Scene::new(&mut random, Heads { heads, kv_heads, head_dim }, (None, None), &[(70, 5), (0, 9), (127, 2)]);
         let (attention, shape, rows, d) = (scene.attention, scene.attention.shape, scene.rows.len(), head_dim as usize);
         let all = (heads + 2 * kv_heads) as usize;
         let mut floats = |n: usize, size: f32| (0..n).map(|_| size * random.float()).collect::<Vec<_>>();
         let (mut qkv, rotations) = (floats(rows * all * d, 4.0), floats(POSITIONS * d, 1.0));
         qkv[all * d - 1] = 1e6;
-        let (q_norm, k_norm) = (floats(d, 2.0), floats(d, 2.0));
-        let buffers = [&qkv, &rotations, &q_norm, &k_norm].map(|x| upload(&gpu, bytemuck::cast_slice(x)));
+        let (q_norm, k_norm, bias) = (floats(d, 2.0), floats(d, 2.0), floats(all * d, 4.0));
+        let buffers = [&qkv, &rotations, &q_norm, &k_norm, &bias].map(|x| upload(&gpu, bytemuck::cast_slice(x)));
         let places = upload(&gpu, bytemuck::cast_slice(&scene.places()));
         let q = upload(&gpu, &vec![GUARD_BYTE; attention.q_bytes(rows + 1)]);
         let kv = upload(&gpu, &vec![GUARD_BYTE; 2 * scene.kv.len()]);
-        let [qkv_all, rotations_all, q_weights, k_weights] = buffers.each_ref().map(Binding::whole);
-        let norms = normed.then_some(HeadNorms { q: q_weights, k: k_weights, norm: Norm { eps: 1e-6 } });
-        let from = Rotation { qkv: qkv_all, rotations: rotations_all, interleaved, norms };
+        let [qkv_all, rotations_all, q_weights, k_weights, bias_all] = buffers.each_ref().map(Binding::whole);
+        let norms = manner.normed.then_some(HeadNorms { q: q_weights, k: k_weights, norm: Norm { eps: 1e-6 } });
+        let (pairs, added) = (manner.pairs(head_dim), manner.biased.then_some(bias_all));
+        let from = Rotation { qkv: qkv_all, rotations: rotations_all, pairs, norms, bias: added };
         let to = (Binding::whole(&q), Binding::whole(&kv));
         let mut dispatch = attention.rope_store(&gpu, rows, from, Binding::whole(&places), to).unwrap();
         dispatch.workgroups[1] += 1;
@@ -415,7 +476,8 @@ fn attend_rotates_and_stores() {
         let guard = f16::from_bits(u16::from_le_bytes([GUARD_BYTE; 2])).to_f64();
         let (mut want_q, mut want_kv) = (vec![guard; attention.q_bytes(rows + 1) / 2], vec![guard; scene.kv.len()]);
         let positions: Vec<usize> = scene.rows.iter().map(|(_, position)| *position).collect();
-        let want = rotated(&shape, (&qkv, &positions), &rotations, interleaved, normed.then_some((&q_norm, &k_norm)));
+        let norms = manner.normed.then_some((&q_norm[..], &k_norm[..]));
+        let want = rotated(&shape, (&qkv, &positions), &rotations, pairs, norms, manner.biased.then_some(&bias));
         for (at, head) in want.chunks(d).enumerate() {
             let (row, which, (heads, kv_heads)) = (at / all, at % all, (heads as usize, kv_heads as usize));
             if which < heads {
@@ -432,7 +494,7 @@ fn attend_rotates_and_stores() {
             gpu.read(buffer, 0, bytemuck::cast_slice_mut(&mut got)).unwrap();
             for (i, (got, want)) in got.iter().zip(want).enumerate() {
                 let near = (got.to_f64() - want).abs() <= want.abs() / 1900.0 + 1e-5;
-                assert!(near, "{shape:?} {interleaved} {normed}: {name} {i}: {got} for {want}");
+                assert!(near, "{shape:?} {manner:?}: {name} {i}: {got} for {want}");
             }
         }
     }

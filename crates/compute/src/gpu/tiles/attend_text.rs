@@ -3,8 +3,10 @@
 //! Scores, probabilities and products with values are made for 16 query rows and 64 tokens at a time. Elements of a cooperative matrix
 //! belong to no lane in particular, so scores and products go through workgroup memory, where lane `2 r + h` has every second quad of row
 //! `r`. What decides bits is shared by the kernels: [`Attend::softmax`], [`Attend::gain`] and the functions of [`Attend::functions`].
-//! Maxima are those of unscaled scores: no difference that reaches an exponential could be contracted with the product before it.
+//! Maxima are those of unscaled scores, or of the hyperbolic tangents that capped ones are multiples of: no difference that reaches an
+//! exponential could be contracted with the product before it.
 
+use super::super::Pairs;
 use super::Norm;
 use super::text::{LANES, head};
 use std::fmt::Write as _;
@@ -36,8 +38,32 @@ pub(super) struct Attend {
     /// A multiple of 16.
     pub(super) head_dim: u32,
     pub(super) scale: f32,
+    /// What bounds scaled scores.
+    pub(super) softcap: Option<f32>,
     /// Positions that a row sees, its own included; 0 for all.
     pub(super) window: u32,
+}
+
+/// How heads are rotated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    pub(super) pairs: Pairs,
+    pub(super) norm: Option<Norm>,
+    /// Whether something is added to them before anything else.
+    pub(super) biased: bool,
+}
+
+impl Turn {
+    /// Bindings qkv, rotations, places, (norms of q and k), (bias).
+    pub(super) fn bindings(&self) -> Vec<(&'static str, &'static str)> {
+        let mut bindings =
+            vec![("qkv", "read> qkv: array<f32>"), ("rotations", "read> rotations: array<f32>"), ("places", "read> places: array<u32>")];
+        if self.norm.is_some() {
+            bindings.extend([("q_norm", "read> q_norm: array<f32>"), ("k_norm", "read> k_norm: array<f32>")]);
+        }
+        bindings.extend(self.biased.then_some(("bias", "read> bias: array<f32>")));
+        bindings
+    }
 }
 
 impl Attend {
@@ -96,6 +122,15 @@ impl Attend {
 
     /// Functions whose bits all kernels share.
     pub(super) fn functions(&self) -> String {
+        let log2_e = std::f64::consts::LOG2_E;
+        let scale = f64::from(self.scale);
+        // 1 - 2 / (1 + exp(2 x)) is tanh x, also where exp is zero or infinite.
+        let capped = |cap: f32| {
+            let twice = (2.0 * scale / f64::from(cap) * log2_e) as f32;
+            format!(
+                "fn capped(x: vec4<f32>) -> vec4<f32> {{ return fma(vec4<f32>(-2.0), 1.0 / (1.0 + exp2(x * {twice:?})), vec4<f32>(1.0)); }}\n"
+            )
+        };
         format!(
             "
 const LEAST = -1e30;
@@ -109,11 +144,17 @@ fn powers(x: vec4<f32>) -> vec4<f32> {{ return exp2(x * {factor:?}); }}
 fn joined(o: vec4<f32>, ob: vec4<f32>, w: Weights) -> vec4<f32> {{ return fma(o, vec4<f32>(w.keep), ob * w.gain); }}
 fn halves(x: vec4<f32>) -> vec4<f16> {{ return vec4<f16>(clamp(x, vec4<f32>(-65504.0), vec4<f32>(65504.0))); }}
 fn block_of(slot: u32, side: u32, kv_head: u32) -> u32 {{ return ((slot * 2u + side) * {kv_heads}u + kv_head) * {block}u; }}
-",
-            factor = (f64::from(self.scale) * std::f64::consts::LOG2_E) as f32,
+{capped}",
+            factor = (self.softcap.map_or(scale, f64::from) * log2_e) as f32,
+            capped = self.softcap.map(capped).unwrap_or_default(),
             kv_heads = self.kv_heads,
             block = TOKENS * self.quads(),
         )
+    }
+
+    /// Scores from workgroup memory, as maxima take them.
+    fn scores(&self, at: &str) -> String {
+        if self.softcap.is_some() { format!("capped(sc[{at}])") } else { format!("sc[{at}]") }
     }
 
     /// Workgroup memory: two pieces of keys or values, and of each subgroup scores (later sums) and probabilities.
@@ -138,7 +179,7 @@ var<workgroup> ps: array<vec4<f16>, {}>;
             let _ = writeln!(text, "  coopStoreT(c{n}, &sc[mine + {}u], {ROW}u);", n * 4);
         }
         text += "  subgroupBarrier();\n";
-        text += &eight(&|i| format!("  var x{i} = sc[own + {}u];\n", 2 * i));
+        text += &eight(&|i| format!("  var x{i} = {};\n", self.scores(&format!("own + {}u", 2 * i))));
         text += "  if (low > 0 || high < 63) {\n";
         text += &eight(&|i| {
             let t = format!("(quad + vec4<i32>({}))", 8 * i);
@@ -502,7 +543,11 @@ fn sum_of(at: u32) -> f32 {{ return ((sums[at] + sums[at + 16u]) + sums[at + 32u
 
     /// From scores to the probabilities of all subgroups; values are in workgroup memory from here on.
     pub(super) fn one_softmax(&self, fused: bool) -> String {
-        ONE_SOFTMAX.replace("VALUES", &self.one_store("v", fused)).replace("GROUP", &format!("{}u", self.group()))
+        ONE_SOFTMAX
+            .replace("VALUES", &self.one_store("v", fused))
+            .replace("GROUP", &format!("{}u", self.group()))
+            .replace("SCORES_LOW", &self.scores("own"))
+            .replace("SCORES_HIGH", &self.scores("own + 2u"))
     }
 
     /// Sums of a block over values, to the scratch buffer.
@@ -616,8 +661,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) nwg: vec3
 }
 
 /// [`Attend::softmax`] where a subgroup has 16 of the tokens: maxima and sums meet in workgroup memory.
-const ONE_SOFTMAX: &str = "  var x0 = select(vec4<f32>(LEAST), sc[own], (quad >= low) & (quad <= high));
-  var x1 = select(vec4<f32>(LEAST), sc[own + 2u], (quad + vec4<i32>(8) >= low) & (quad + vec4<i32>(8) <= high));
+const ONE_SOFTMAX: &str = "  var x0 = select(vec4<f32>(LEAST), SCORES_LOW, (quad >= low) & (quad <= high));
+  var x1 = select(vec4<f32>(LEAST), SCORES_HIGH, (quad + vec4<i32>(8) >= low) & (quad + vec4<i32>(8) <= high));
   let top = max(x0, x1);
   var most = max(max(top.x, top.y), max(top.z, top.w));
   most = max(most, subgroupShuffleXor(most, 1u));
@@ -662,16 +707,12 @@ fn share(i: u32, threads: u32, all: u32) -> String {
 }
 
 /// The kernel that rotates queries and keys, normed first if need be, and stores keys and values: bindings qkv, rotations, places,
-/// (norms of q and k), q, kv.
-pub(super) fn rope_store_text(shape: &Attend, interleaved: bool, norm: Option<Norm>) -> String {
-    let mut bindings =
-        vec![("qkv", "read> qkv: array<f32>"), ("rotations", "read> rotations: array<f32>"), ("places", "read> places: array<u32>")];
-    if norm.is_some() {
-        bindings.extend([("q_norm", "read> q_norm: array<f32>"), ("k_norm", "read> k_norm: array<f32>")]);
-    }
+/// (norms of q and k), (bias), q, kv.
+pub(super) fn rope_store_text(shape: &Attend, turn: Turn) -> String {
+    let mut bindings = turn.bindings();
     bindings.extend([("q", "read_write> q: array<f16>"), ("kv", "read_write> kv: array<f16>")]);
     let Attend { heads, kv_heads, head_dim, .. } = *shape;
-    let (pairs, all) = (head_dim / 2, heads + 2 * kv_heads);
+    let all = heads + 2 * kv_heads;
     let store = format!(
         "if (head0 < {heads}u) {{
       q[(row * {heads}u + head0) * {head_dim}u + to_x] = x;
@@ -703,24 +744,39 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         threads = ROPE_WARPS * LANES,
         all_last = all - 1,
         block = TOKENS * head_dim,
-        read = rope_read(pairs, interleaved, 0) + &rope_angles(head_dim),
-        normed = norm.map(|norm| rope_norm(shape, norm, 0)).unwrap_or_default(),
-        write = rope_write(shape, 0, &store),
+        read = rope_read(shape, turn, 0) + &rope_angles(head_dim),
+        normed = turn.norm.map(|norm| rope_norm(shape, norm, 0)).unwrap_or_default(),
+        write = rope_write(shape, turn, 0, &store),
     )
 }
 
 /// What is stored: no infinities.
 pub(super) const BOUNDED: &str = "fn bounded(x: f32) -> f16 { return f16(clamp(x, -65504.0, 65504.0)); }\n";
 
-/// Pairs that a lane has of its subgroup's `n`th head, which begins at `base{n}`: indices, whether they are its own, and values.
-pub(super) fn rope_read(pairs: u32, interleaved: bool, n: u32) -> String {
-    let mut text = String::new();
+/// The places in a head of the elements of pair `i`. Behind the pairs that are turned, those are paired that are not, in the same way.
+fn rope_places(shape: &Attend, pairs: Pairs, i: &str) -> [String; 2] {
+    let (half, turned) = (shape.head_dim / 2, pairs.turned);
+    let (first, second) =
+        if pairs.interleaved { (format!("2u * {i}"), format!("2u * {i} + 1u")) } else { (i.to_owned(), format!("{i} + {turned}u")) };
+    match turned < half {
+        true => [(first, turned), (second, half)].map(|(at, rest)| format!("select({i} + {rest}u, {at}, {i} < {turned}u)")),
+        false => [first, second],
+    }
+}
+
+/// Pairs that a lane has of its subgroup's `n`th head, `head{n}`, which begins at `base{n}`: indices, whether they are its own, and values.
+pub(super) fn rope_read(shape: &Attend, turn: Turn, n: u32) -> String {
+    let (pairs, mut text) = (shape.head_dim / 2, String::new());
+    let value = |at: &str| {
+        let bias = if turn.biased { format!(" + bias[head{n} * {}u + {at}]", shape.head_dim) } else { String::new() };
+        format!("qkv[base{n} + {at}]{bias}")
+    };
     for p in 0..pairs.div_ceil(LANES) {
         let (from, i) = (32 * p, format!("i{n}_{p}"));
         let _ = writeln!(text, "  let live{n}_{p} = lane + {from}u < {pairs}u;\n  let {i} = min(lane + {from}u, {}u);", pairs - 1);
-        let (a, b) = if interleaved { (format!("2u * {i}"), format!("2u * {i} + 1u")) } else { (i.clone(), format!("{i} + {pairs}u")) };
+        let [a, b] = rope_places(shape, turn.pairs, &i);
         let _ = writeln!(text, "  let a{n}_{p} = {a};\n  let b{n}_{p} = {b};");
-        let _ = writeln!(text, "  var x{n}_{p} = qkv[base{n} + a{n}_{p}];\n  var y{n}_{p} = qkv[base{n} + b{n}_{p}];");
+        let _ = writeln!(text, "  var x{n}_{p} = {};\n  var y{n}_{p} = {};", value(&format!("a{n}_{p}")), value(&format!("b{n}_{p}")));
     }
     text
 }
@@ -751,18 +807,20 @@ pub(super) fn rope_angles(head_dim: u32) -> String {
     text
 }
 
-/// Rotates, unless `is_value{n}`, and does `store` with elements `x` and `y` of the head's places `to_x` and `to_y`.
-pub(super) fn rope_write(shape: &Attend, n: u32, store: &str) -> String {
+/// Rotates what is turned, unless `is_value{n}`, and does `store` with elements `x` and `y` of the head's places `to_x` and `to_y`.
+pub(super) fn rope_write(shape: &Attend, turn: Turn, n: u32, store: &str) -> String {
     let (pairs, mut text) = (shape.head_dim / 2, String::new());
     for p in 0..pairs.div_ceil(LANES) {
-        let at = format!("{n}_{p}");
+        let (at, i) = (format!("{n}_{p}"), format!("i{n}_{p}"));
+        let [first, second] = rope_places(shape, Pairs { interleaved: false, ..turn.pairs }, &i);
+        let rest = if turn.pairs.turned < pairs { format!(" || {i} >= {}u", turn.pairs.turned) } else { String::new() };
         let _ = writeln!(
             text,
             "  if (live{at}) {{
-    let x = bounded(select(fma(x{at}, cos{p}, -(y{at} * sin{p})), x{at}, is_value{n}));
-    let y = bounded(select(fma(x{at}, sin{p}, y{at} * cos{p}), y{at}, is_value{n}));
-    let to_x = select(i{at}, a{at}, is_value{n});
-    let to_y = select(i{at} + {pairs}u, b{at}, is_value{n});
+    let x = bounded(select(fma(x{at}, cos{p}, -(y{at} * sin{p})), x{at}, is_value{n}{rest}));
+    let y = bounded(select(fma(x{at}, sin{p}, y{at} * cos{p}), y{at}, is_value{n}{rest}));
+    let to_x = select({first}, a{at}, is_value{n});
+    let to_y = select({second}, b{at}, is_value{n});
     {store}
   }}"
         );

@@ -29,7 +29,7 @@ mod text;
 mod upload;
 
 pub use attend::{Attended, Fused, HeadNorms, RUN_ROWS_MAX, Rotation, TileAttention};
-pub use pack::{Arrange, Mlx4, Packing, TileFormat, TileSource};
+pub use pack::{Arrange, Packing, TileFormat};
 pub use product::{Input, Many, Norm, Normed, Output, Rows, norm_rows};
 pub use upload::{Staging, TileMatrix};
 

@@ -9,8 +9,8 @@
 //!   2, 1, 3. Scales: two words, for the first and the second 16 elements.
 
 use super::super::GpuError;
+use crate::Matrix;
 use crate::cpu::dequant::{half_at, scale_min};
-use crate::dequantise_row;
 use driftwood_region::{DType, View};
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
@@ -27,11 +27,11 @@ const GROUP: usize = 32;
 /// floats makes all of them floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TileFormat {
-    /// Four bits, with a scale and a minimum for 32 elements: from `Q4_0`, `Q4_1`, `Q4_K` and MLX.
+    /// Four bits, with a scale and a minimum for 32 elements: from `Q4_0`, `Q4_1`, `Q4_K` and MLX's groups of up to four bits.
     Q4,
-    /// Eight bits, with a scale and a minimum for 16 elements: from `Q8_0`, `Q5_0`, `Q5_1`, `Q5_K`, `Q6_K`.
+    /// Eight bits, with a scale and a minimum for 16 elements: from `Q8_0`, `Q5_0`, `Q5_1`, `Q5_K`, `Q6_K` and MLX's wider groups.
     Q8,
-    /// Half floats: from F32, F16 and BF16.
+    /// Half floats: from F32, F16 and BF16, and MLX's groups whose scales are smaller than half floats can say.
     F16,
 }
 
@@ -55,166 +55,148 @@ impl TileFormat {
     }
 }
 
-/// A matrix of shape (n, k) as its file stores it.
-#[derive(Clone, Copy, Debug)]
-pub enum TileSource<'a> {
-    /// Rows of floats or of GGML's blocks.
-    Rows(&'a View),
-    /// MLX's affine quantisation with 4 bits and groups of 64.
-    Mlx4(Mlx4<'a>),
-}
-
-/// MLX's affine quantisation: `w = q scale + bias`, four bits, groups of 64 elements.
-#[derive(Clone, Copy, Debug)]
-pub struct Mlx4<'a> {
-    /// Rows.
-    pub n: usize,
-    /// Elements of a row, a multiple of 64.
-    pub k: usize,
-    /// Little-endian words (n, k / 8); nibble i of a word is element i.
-    pub words: &'a [u8],
-    /// Floats (n, k / 64).
-    pub scales: &'a [u8],
-    /// Floats (n, k / 64).
-    pub biases: &'a [u8],
-    /// How scales and biases are stored: F16 or BF16.
-    pub float: DType,
-}
-
-impl Mlx4<'_> {
-    /// A row: its words, and its scales and biases, one for 64 elements each.
-    fn row(&self, row: usize) -> Mlx4<'_> {
-        let (words, parts) = (self.k / 2, self.k / 32);
-        Mlx4 {
-            n: 1,
-            words: &self.words[row * words..][..words],
-            scales: &self.scales[row * parts..][..parts],
-            biases: &self.biases[row * parts..][..parts],
-            ..*self
-        }
+/// The tiles that hold a matrix.
+fn format_of(matrix: &Matrix) -> Result<TileFormat, GpuError> {
+    if let (Some(scales), Some(biases)) = (matrix.scales(), matrix.biases()) {
+        return group_format(bits_of(matrix), largest(scales), largest(biases));
     }
-
-    /// Of the first row the four words of 32 elements, and their scale and bias.
-    #[inline(always)]
-    fn group(&self, group: usize) -> ([u32; 4], Affine) {
-        let bytes: &[u8; 16] = self.words[group * 16..].first_chunk().expect("16 bytes for 32 elements");
-        let at = group / 2 * 2;
-        let float = |bytes: &[u8]| match self.float {
-            DType::BF16 => bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
-            _ => half_at(bytes, at),
-        };
-        (std::array::from_fn(|i| word(bytes, 4 * i)), Affine::new(float(self.scales), float(self.biases)))
-    }
-
-    fn check(&self) -> Result<(), GpuError> {
-        let Mlx4 { n, k, words, scales, biases, float } = self;
-        let fits = k.is_multiple_of(64) && n.checked_mul(*k).is_some_and(|len| words.len() == len / 2 && scales.len() == len / 32);
-        if !fits || biases.len() != scales.len() || !matches!(float, DType::F16 | DType::BF16) {
-            return Err(GpuError::BadShape { why: format!("4-bit rows of shape ({n}, {k}) have parts of other lengths or types") });
-        }
-        Ok(())
+    match matrix.weight().dtype() {
+        DType::F32 | DType::F16 | DType::BF16 => Ok(TileFormat::F16),
+        DType::Q4_0 | DType::Q4_1 | DType::Q4_K => Ok(TileFormat::Q4),
+        DType::Q8_0 | DType::Q5_0 | DType::Q5_1 | DType::Q5_K | DType::Q6_K => Ok(TileFormat::Q8),
+        other => Err(GpuError::BadShape { why: format!("{other} holds integers, not weights") }),
     }
 }
 
-impl TileSource<'_> {
-    /// Rows.
-    pub fn n(&self) -> usize {
-        match self {
-            TileSource::Rows(view) => view.shape().rows(),
-            TileSource::Mlx4(m) => m.n,
-        }
+/// The tiles that hold groups with scales and biases up to these. Their scales become half floats: what those cannot hold is refused. Where
+/// all are so small that half floats lose bits of them, the weights themselves lose fewer.
+fn group_format(bits: usize, scale: f32, bias: f32) -> Result<TileFormat, GpuError> {
+    let largest = scale * (f32::from(u8::MAX >> (8 - bits))) + bias;
+    if largest.is_nan() || largest > f16::MAX.to_f32() {
+        return Err(GpuError::BadShape {
+            why: format!("weights up to {largest} are more than half floats hold: run this model on the cpu"),
+        });
     }
+    Ok(match bits {
+        _ if scale != 0.0 && scale < f16::MIN_POSITIVE.to_f32() => TileFormat::F16,
+        ..=4 => TileFormat::Q4,
+        _ => TileFormat::Q8,
+    })
+}
 
-    /// Elements of a row.
-    pub fn k(&self) -> usize {
-        match self {
-            TileSource::Rows(view) => view.shape().row_len(),
-            TileSource::Mlx4(m) => m.k,
-        }
+/// The largest magnitude among stored floats: without signs, their bits are in the order of the numbers, with NaN above all.
+fn largest(floats: &View) -> f32 {
+    let short = || floats.bytes().as_chunks().0.iter().map(|b| u16::from_le_bytes(*b) & 0x7fff).max().unwrap_or(0);
+    match floats.dtype() {
+        DType::F16 => f16::from_bits(short()).to_f32(),
+        DType::BF16 => bf16::from_bits(short()).to_f32(),
+        _ => f32::from_bits(floats.bytes().as_chunks().0.iter().map(|b| u32::from_le_bytes(*b) & 0x7fff_ffff).max().unwrap_or(0)),
     }
+}
 
-    /// The tiles that lose nothing.
-    fn format(&self) -> Result<TileFormat, GpuError> {
-        match self {
-            TileSource::Mlx4(m) => m.check().map(|()| TileFormat::Q4),
-            TileSource::Rows(view) => match view.dtype() {
-                DType::F32 | DType::F16 | DType::BF16 => Ok(TileFormat::F16),
-                DType::Q4_0 | DType::Q4_1 | DType::Q4_K => Ok(TileFormat::Q4),
-                DType::Q8_0 | DType::Q5_0 | DType::Q5_1 | DType::Q5_K | DType::Q6_K => Ok(TileFormat::Q8),
-                other @ (DType::U4 | DType::U8 | DType::I8 | DType::U32) => {
-                    Err(GpuError::BadShape { why: format!("{other} holds integers, not weights") })
-                }
-            },
-        }
-    }
+/// Bits of an element of groups.
+fn bits_of(matrix: &Matrix) -> usize {
+    matrix.weight().dtype().unsigned_bits().expect("groups are of integers")
+}
 
-    /// Writes a row as f16.
-    fn halves(&self, row: usize, floats: &mut Vec<f32>, out: &mut [f16]) {
-        floats.resize(self.k(), 0.0);
-        match self {
-            TileSource::Rows(view) if view.dtype() == DType::F16 => {
-                view.row(row).as_chunks().0.iter().zip(out).for_each(|(bytes, x)| *x = f16::from_le_bytes(*bytes));
-                return;
-            }
-            TileSource::Rows(view) => dequantise_row(view.dtype(), view.row(row), floats),
-            TileSource::Mlx4(m) => {
-                let row = Row::Mlx4(m.row(row));
-                for (group, out) in floats.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-                    let Group { q, scales } = row.group(group);
-                    out.iter_mut().zip(q).for_each(|(x, q)| *x = f32::from(q) * scales[0].d.to_f32() + scales[0].m.to_f32());
-                }
-            }
-        }
-        out.convert_from_f32_slice(floats);
+/// Writes a row as f16.
+fn halves_of(matrix: &Matrix, row: usize, floats: &mut Vec<f32>, out: &mut [f16]) {
+    let view = matrix.weight();
+    if view.dtype() == DType::F16 {
+        view.row(row).as_chunks().0.iter().zip(out).for_each(|(bytes, x)| *x = f16::from_le_bytes(*bytes));
+        return;
     }
-
-    fn row(&self, row: usize) -> Row<'_> {
-        match self {
-            TileSource::Rows(view) => Row::Blocks(view.dtype(), view.row(row)),
-            TileSource::Mlx4(m) => Row::Mlx4(m.row(row)),
-        }
-    }
+    floats.resize(matrix.row_len(), 0.0);
+    matrix.dequantise_row(row, floats);
+    out.convert_from_f32_slice(floats);
 }
 
 /// One quantised row.
 #[derive(Clone, Copy)]
 enum Row<'a> {
     Blocks(DType, &'a [u8]),
-    Mlx4(Mlx4<'a>),
+    Groups(GroupRow<'a>),
 }
 
-impl Row<'_> {
+/// One row of MLX's groups.
+#[derive(Clone, Copy)]
+struct GroupRow<'a> {
+    bits: usize,
+    /// How many times 32 elements share a scale and a bias.
+    shared: usize,
+    elements: &'a [u8],
+    scales: &'a [u8],
+    biases: &'a [u8],
+    float: DType,
+}
+
+impl<'a> Row<'a> {
+    fn of(matrix: &'a Matrix, row: usize) -> Row<'a> {
+        let elements = matrix.weight().row(row);
+        match (matrix.scales(), matrix.biases(), matrix.group()) {
+            (Some(scales), Some(biases), Some(group)) => {
+                let (bits, shared, float) = (bits_of(matrix), group / GROUP, scales.dtype());
+                Row::Groups(GroupRow { bits, shared, elements, scales: scales.row(row), biases: biases.row(row), float })
+            }
+            _ => Row::Blocks(matrix.weight().dtype(), elements),
+        }
+    }
+
     /// 32 quantised elements of a row.
     #[inline(always)]
     fn group(&self, group: usize) -> Group {
         match self {
             Row::Blocks(dtype, row) => block_group(*dtype, row, group),
-            Row::Mlx4(m) => {
-                let (words, scale) = m.group(group);
-                Group { q: std::array::from_fn(|i| (words[i / 8] >> (i % 8 * 4) & 15) as u8), scales: [scale; 2] }
-            }
+            Row::Groups(row) => Group { q: row.values(group), scales: [row.scale(group); 2] },
         }
     }
 
-    /// 32 elements of a row of four bits, as the words and the scale that `Q4` tiles take.
+    /// 32 elements of a row of up to four bits, as the words and the scale that `Q4` tiles take.
     #[inline(always)]
     fn nibbles(&self, group: usize) -> ([u32; 4], Affine) {
         match self {
-            Row::Mlx4(m) => {
-                let ([a, b, c, d], scale) = m.group(group);
+            Row::Groups(row) if row.bits == 4 => {
+                let bytes: &[u8; 16] = row.elements[group * 16..].first_chunk().expect("16 bytes for 32 elements");
+                let [a, b, c, d] = std::array::from_fn(|i| word(bytes, 4 * i));
                 let (low, high) = (|a: u32, b: u32| unzip(a & 0xffff | b << 16), |a: u32, b: u32| unzip(a >> 16 | b & 0xffff_0000));
-                ([low(a, b), low(c, d), high(a, b), high(c, d)], scale)
+                ([low(a, b), low(c, d), high(a, b), high(c, d)], row.scale(group))
             }
             Row::Blocks(DType::Q4_0, row) => {
                 let block = &row[group * 18..][..18];
                 (halves_of_bytes(&block[2..]), Affine::centred(half_at(block, 0), 8.0))
             }
-            Row::Blocks(..) => {
+            _ => {
                 let Group { q, scales } = self.group(group);
                 let packed: [u8; 16] = std::array::from_fn(|i| q[i] | q[16 + i] << 4);
                 (halves_of_bytes(&packed), scales[0])
             }
         }
+    }
+}
+
+impl GroupRow<'_> {
+    /// 32 integers; eight take as many bytes as one has bits.
+    #[inline(always)]
+    fn values(&self, group: usize) -> [u8; GROUP] {
+        let (bytes, mut q) = (&self.elements[group * 4 * self.bits..][..4 * self.bits], [0; GROUP]);
+        for (eight, q) in bytes.chunks_exact(self.bits).zip(q.as_chunks_mut::<8>().0) {
+            let mut packed = [0; 8];
+            packed[..self.bits].copy_from_slice(eight);
+            let packed = u64::from_le_bytes(packed);
+            *q = std::array::from_fn(|i| (packed >> (i * self.bits)) as u8 & (u8::MAX >> (8 - self.bits)));
+        }
+        q
+    }
+
+    #[inline(always)]
+    fn scale(&self, group: usize) -> Affine {
+        let at = group / self.shared * self.float.block_bytes();
+        let float = |bytes: &[u8]| match self.float {
+            DType::BF16 => bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
+            DType::F16 => half_at(bytes, at),
+            _ => f32::from_bits(word(bytes, at)),
+        };
+        Affine::new(float(self.scales), float(self.biases))
     }
 }
 
@@ -327,7 +309,7 @@ pub enum Arrange {
 /// What is to be packed, checked.
 #[derive(Debug)]
 pub struct Packing<'a> {
-    sources: &'a [TileSource<'a>],
+    sources: &'a [&'a Matrix],
     arrange: Arrange,
     format: TileFormat,
     n: usize,
@@ -338,20 +320,20 @@ impl<'a> Packing<'a> {
     /// Plans the tiles of matrices of one row length.
     ///
     /// # Errors
-    /// If there are none, if they do not fit together, or if they hold integers.
-    pub fn new(sources: &'a [TileSource<'a>], arrange: Arrange) -> Result<Packing<'a>, GpuError> {
+    /// If there are none, if they do not fit together, if they hold integers, or if scales of groups are beyond half floats.
+    pub fn new(sources: &'a [&'a Matrix], arrange: Arrange) -> Result<Packing<'a>, GpuError> {
         let bad = |why: &str| Err(GpuError::BadShape { why: why.to_owned() });
         let Some(first) = sources.first() else { return bad("there are none") };
-        if sources.iter().any(|s| s.k() != first.k() || s.n() == 0 || s.k() == 0) {
+        if sources.iter().any(|s| s.row_len() != first.row_len() || s.rows() == 0 || s.row_len() == 0) {
             return bad("their rows have different lengths, or none");
         }
-        if arrange == Arrange::Interleaved && !matches!(sources, [a, b] if a.n() == b.n()) {
+        if arrange == Arrange::Interleaved && !matches!(sources, [a, b] if a.rows() == b.rows()) {
             return bad("a gate goes with one factor of its own shape");
         }
-        let formats = sources.iter().map(TileSource::format).collect::<Result<Vec<_>, _>>()?;
+        let formats = sources.iter().map(|s| format_of(s)).collect::<Result<Vec<_>, _>>()?;
         let format = formats.into_iter().max().expect("there is one");
-        let n = if arrange == Arrange::Interleaved { first.n() } else { sources.iter().map(TileSource::n).sum() };
-        Ok(Packing { sources, arrange, format, n, k: first.k() })
+        let n = if arrange == Arrange::Interleaved { first.rows() } else { sources.iter().map(|s| s.rows()).sum() };
+        Ok(Packing { sources, arrange, format, n, k: first.row_len() })
     }
 
     /// How the tiles are stored.
@@ -426,28 +408,28 @@ impl<'a> Packing<'a> {
             for (r, (source, row)) in rows.into_iter().enumerate().filter_map(|(r, at)| Some((r, at?))) {
                 match self.format {
                     TileFormat::F16 => {
-                        source.halves(row, &mut floats, &mut halves[..self.k]);
+                        halves_of(source, row, &mut floats, &mut halves[..self.k]);
                         place_halves(&halves, r, weights);
                     }
-                    TileFormat::Q4 => self.place_nibbles(source.row(row), r, weights, scales),
-                    TileFormat::Q8 => self.place_bytes(source.row(row), r, weights, scales),
+                    TileFormat::Q4 => self.place_nibbles(Row::of(source, row), r, weights, scales),
+                    TileFormat::Q8 => self.place_bytes(Row::of(source, row), r, weights, scales),
                 }
             }
         }
     }
 
     /// The matrix and the row of it that is row `r` of a tile; none in the padding.
-    fn locate(&self, tile: usize, r: usize) -> Option<(&TileSource<'a>, usize)> {
+    fn locate(&self, tile: usize, r: usize) -> Option<(&'a Matrix, usize)> {
         if self.arrange == Arrange::Interleaved {
             let row = tile / 2 * TILE_ROWS + r;
-            return (row < self.n).then_some((&self.sources[tile % 2], row));
+            return (row < self.n).then_some((self.sources[tile % 2], row));
         }
         let mut row = tile * TILE_ROWS + r;
         for source in self.sources {
-            if row < source.n() {
+            if row < source.rows() {
                 return Some((source, row));
             }
-            row -= source.n();
+            row -= source.rows();
         }
         None
     }

@@ -3,10 +3,11 @@
 //! A clock that idles is slow: before each figure a reference product keeps the device busy, and is timed again right after.
 
 use super::product::tuning;
-use super::tests::Random;
+use super::tests::{Random, grouped};
 use super::text::{Epilogue, Weights};
 use super::*;
 use crate::gpu::{Binding, Dispatch, Gpu, record};
+use driftwood_region::DType;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -216,8 +217,8 @@ fn packing_speed() {
     let (n, k) = (1 << 17, 2048);
     let words: Vec<u8> = (0..n * k / 2).map(|i| (i * 37) as u8).collect();
     let parts: Vec<u8> = (0..n * k / 64).flat_map(|i| [(i * 5) as u8, 0x3c]).collect();
-    let mlx = Mlx4 { n, k, words: &words, scales: &parts, biases: &parts, float: driftwood_region::DType::BF16 };
-    let sources = [TileSource::Mlx4(mlx)];
+    let matrix = grouped((DType::U4, 64, DType::BF16), (n, k), [&words, &parts, &parts]);
+    let sources = [&matrix];
     let packing = Packing::new(&sources, Arrange::Stacked).unwrap();
     let (mut weights, mut scales) =
         (vec![1; packing.tiles() * packing.tile_words()], vec![1; packing.tiles() * packing.tile_scale_words()]);

@@ -5,7 +5,7 @@ use super::product::{many_rows_kernel, tuning};
 use super::text::{Epilogue, Weights};
 use super::*;
 use crate::gpu::{Binding, Gpu, GpuError};
-use crate::{Arithmetic, Cpu, Simd, dequantise_row};
+use crate::{Arithmetic, Cpu, Matrix, Simd};
 use driftwood_region::{DType, Region, Shape, View};
 use half::{bf16, f16};
 use std::io::Write as _;
@@ -42,83 +42,84 @@ impl Random {
     }
 }
 
-/// A matrix in memory: GGML's rows, or MLX's three parts.
-enum Stored {
-    Rows(View),
-    Mlx { n: usize, k: usize, words: Vec<u8>, scales: Vec<u8>, biases: Vec<u8>, float: DType },
+/// A matrix of random rows.
+fn random_rows_of(random: &mut Random, dtype: DType, n: usize, k: usize) -> Matrix {
+    let mut bytes: Vec<u8> = (0..dtype.bytes_of(k).unwrap() * n).map(|_| random.next() as u8).collect();
+    for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+        let x = random.float();
+        let mut half = |at: usize, x: f32| block[at..at + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
+        match dtype {
+            DType::F32 => block.copy_from_slice(&x.to_le_bytes()),
+            DType::F16 => half(0, x),
+            DType::BF16 => block.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
+            DType::Q8_0 => half(0, x / 127.0),
+            DType::Q4_0 | DType::Q5_0 => half(0, x / 16.0),
+            DType::Q4_1 | DType::Q5_1 => (half(0, x / 16.0), half(2, x * -0.4)).1,
+            DType::Q4_K | DType::Q5_K => (half(0, x / 512.0), half(2, x / 300.0)).1,
+            DType::Q6_K => half(208, x / 4096.0),
+            _ => {}
+        }
+    }
+    let region = mapped(&bytes);
+    View::new(&region, 0, dtype, Shape::new(&[n, k]).unwrap()).unwrap().into()
 }
 
-impl Stored {
-    fn rows(random: &mut Random, dtype: DType, n: usize, k: usize) -> Stored {
-        let mut bytes: Vec<u8> = (0..dtype.bytes_of(k).unwrap() * n).map(|_| random.next() as u8).collect();
-        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
-            let x = random.float();
-            let mut half = |at: usize, x: f32| block[at..at + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
-            match dtype {
-                DType::F32 => block.copy_from_slice(&x.to_le_bytes()),
-                DType::F16 => half(0, x),
-                DType::BF16 => block.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
-                DType::Q8_0 => half(0, x / 127.0),
-                DType::Q4_0 | DType::Q5_0 => half(0, x / 16.0),
-                DType::Q4_1 | DType::Q5_1 => (half(0, x / 16.0), half(2, x * -0.4)).1,
-                DType::Q4_K | DType::Q5_K => (half(0, x / 512.0), half(2, x / 300.0)).1,
-                DType::Q6_K => half(208, x / 4096.0),
-                DType::U4 | DType::U8 | DType::I8 | DType::U32 => {}
-            }
-        }
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&bytes).unwrap();
-        let region = Arc::new(Region::map_file(&file).unwrap());
-        Stored::Rows(View::new(&region, 0, dtype, Shape::new(&[n, k]).unwrap()).unwrap())
-    }
+fn mapped(bytes: &[u8]) -> Arc<Region> {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    Arc::new(Region::map_file(&file).unwrap())
+}
 
-    fn mlx(random: &mut Random, float: DType, n: usize, k: usize) -> Stored {
-        let words = (0..n * k / 2).map(|_| random.next() as u8).collect();
-        let mut floats = |centre: f32| -> Vec<u8> {
-            let bits = |x: f32| if float == DType::F16 { f16::from_f32(x).to_bits() } else { bf16::from_f32(x).to_bits() };
-            (0..n * k / 64).flat_map(|_| bits(centre + 0.02 * random.float()).to_le_bytes()).collect()
-        };
-        let (scales, biases) = (floats(0.07), floats(-0.5));
-        Stored::Mlx { n, k, words, scales, biases, float }
-    }
+/// MLX's groups of elements, group length and floats, from the bytes of elements, scales and biases.
+pub(super) fn grouped((dtype, group, float): (DType, usize, DType), (n, k): (usize, usize), parts: [&[u8]; 3]) -> Matrix {
+    let region = mapped(&parts.concat());
+    let view = |at: usize, dtype: DType, k: usize| View::new(&region, at, dtype, Shape::new(&[n, k]).unwrap()).unwrap();
+    let scales_at = parts[0].len();
+    let numbers = [scales_at, scales_at + parts[1].len()].map(|at| view(at, float, k / group));
+    let [scales, biases] = numbers;
+    Matrix::grouped(view(0, dtype, k), scales, biases, group)
+}
 
-    fn source(&self) -> TileSource<'_> {
-        match self {
-            Stored::Rows(view) => TileSource::Rows(view),
-            Stored::Mlx { n, k, words, scales, biases, float } => {
-                TileSource::Mlx4(Mlx4 { n: *n, k: *k, words, scales, biases, float: *float })
-            }
-        }
+fn float_bytes(float: DType, x: f32) -> Vec<u8> {
+    match float {
+        DType::F32 => x.to_le_bytes().to_vec(),
+        DType::F16 => f16::from_f32(x).to_le_bytes().to_vec(),
+        _ => bf16::from_f32(x).to_le_bytes().to_vec(),
     }
+}
 
-    /// A row as floats.
-    fn row(&self, row: usize) -> Vec<f32> {
-        let mut out = vec![0.0; self.source().k()];
-        match self {
-            Stored::Rows(view) => dequantise_row(view.dtype(), view.row(row), &mut out),
-            Stored::Mlx { k, words, scales, biases, float, .. } => {
-                let float = |parts: &[u8], at: usize| match float {
-                    DType::F16 => f16::from_le_bytes([parts[2 * at], parts[2 * at + 1]]).to_f32(),
-                    _ => bf16::from_le_bytes([parts[2 * at], parts[2 * at + 1]]).to_f32(),
-                };
-                for (i, x) in out.iter_mut().enumerate() {
-                    let (nibble, group) = (words[(row * k + i) / 2] >> (i % 2 * 4) & 15, (row * k + i) / 64);
-                    *x = f32::from(nibble) * float(scales, group) + float(biases, group);
-                }
-            }
-        }
-        out
-    }
+/// Random groups whose weights go from about -0.5 to 0.5, with a scale that is `size` times that.
+fn random_groups(random: &mut Random, stored: (DType, usize, DType), (n, k): (usize, usize), size: f32) -> Matrix {
+    let (dtype, group, float) = stored;
+    let elements: Vec<u8> = (0..dtype.bytes_of(n * k).unwrap()).map(|_| random.next() as u8).collect();
+    let step = 1.0 / ((1 << dtype.unsigned_bits().unwrap()) as f32 - 1.0);
+    let mut floats = |centre: f32, spread: f32| -> Vec<u8> {
+        (0..n * k / group).flat_map(|_| float_bytes(float, size * (centre + spread * random.float()))).collect()
+    };
+    let (scales, biases) = (floats(step, 0.3 * step), floats(-0.5, 0.02));
+    grouped(stored, (n, k), [&elements, &scales, &biases])
+}
+
+/// A row as floats.
+fn row_of(matrix: &Matrix, row: usize) -> Vec<f32> {
+    let mut out = vec![0.0; matrix.row_len()];
+    matrix.dequantise_row(row, &mut out);
+    out
 }
 
 /// A matrix of every stored format with rows of about `k` elements, a name beside it.
-fn every_format(n: usize, k: usize) -> Vec<(String, Stored)> {
+fn every_format(n: usize, k: usize) -> Vec<(String, Matrix)> {
     let mut random = Random(7);
     let fitting = |block: usize| (k / block).max(1) * block + if block == 1 { 5 } else { 0 };
     let mut all: Vec<_> =
-        BLOCKS.iter().map(|dtype| (dtype.to_string(), Stored::rows(&mut random, *dtype, n, fitting(dtype.block_len())))).collect();
-    for float in [DType::F16, DType::BF16] {
-        all.push((format!("MLX with {float}"), Stored::mlx(&mut random, float, n, fitting(64))));
+        BLOCKS.iter().map(|dtype| (dtype.to_string(), random_rows_of(&mut random, *dtype, n, fitting(dtype.block_len())))).collect();
+    let floats = [DType::F32, DType::F16, DType::BF16];
+    let groups = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| [32, 64, 128].map(|group| (DType::unsigned(bits).unwrap(), group)));
+    for (i, (dtype, group)) in groups.enumerate() {
+        // Each width meets each kind of float.
+        let float = floats[(i + i / 3) % 3];
+        let matrix = random_groups(&mut random, (dtype, group, float), (n, fitting(group)), 1.0);
+        all.push((format!("{dtype} in groups of {group} with {float}"), matrix));
     }
     all
 }
@@ -169,21 +170,56 @@ fn assert_packed(name: &str, packing: &Packing<'_>, stored: impl Fn(usize) -> Op
 #[test]
 fn tiles_hold_what_rows_held() {
     for (name, stored) in every_format(37, 672) {
-        let sources = [stored.source()];
+        let sources = [&stored];
         let packing = Packing::new(&sources, Arrange::Stacked).unwrap();
-        assert_packed(&name, &packing, |row| (row < 37).then(|| stored.row(row)));
+        assert_packed(&name, &packing, |row| (row < 37).then(|| row_of(&stored, row)));
     }
+}
+
+/// Scales become half floats, which end at both ends.
+#[test]
+fn scales_beyond_half_floats_are_not_taken() {
+    let mut random = Random(9);
+    for (float, size, expected) in [
+        (DType::F32, 1.0, Ok(TileFormat::Q4)),
+        (DType::BF16, 5e-4, Ok(TileFormat::F16)),
+        (DType::F32, 0.0, Ok(TileFormat::Q4)),
+        (DType::BF16, 1e6, Err("more than half floats hold")),
+        (DType::F32, f32::NAN, Err("more than half floats hold")),
+        (DType::F16, f32::INFINITY, Err("more than half floats hold")),
+    ] {
+        let stored = random_groups(&mut random, (DType::U4, 64, float), (16, 256), size);
+        let sources = [&stored];
+        match (Packing::new(&sources, Arrange::Stacked), expected) {
+            (Ok(packing), Ok(format)) => {
+                assert_eq!(packing.format(), format, "{float} {size}");
+                assert_packed(&format!("{float} {size}"), &packing, |row| Some(row_of(&stored, row)));
+            }
+            (Err(error), Err(why)) => assert!(error.to_string().contains(why), "{float} {size}: {error}"),
+            (got, _) => panic!("{float} {size}: {got:?}"),
+        }
+    }
+}
+
+/// Fused tensors are read by the rows of their parts.
+#[test]
+fn selected_rows_are_packed_alike() {
+    let mut random = Random(15);
+    let whole = random_groups(&mut random, (DType::U3, 32, DType::BF16), (40, 96), 1.0);
+    let parts = [0..7, 7..23, 23..40].map(|rows| whole.select_rows(rows));
+    let packed = |sources: &[&Matrix]| unpack(&Packing::new(sources, Arrange::Stacked).unwrap());
+    assert_eq!(packed(&parts.each_ref()), packed(&[&whole]));
 }
 
 #[test]
 fn exact_formats_lose_nothing() {
     let mut random = Random(3);
     for dtype in [DType::F16, DType::Q4_0, DType::Q8_0, DType::Q5_0] {
-        let stored = Stored::rows(&mut random, dtype, 16, 256);
-        let sources = [stored.source()];
+        let stored = random_rows_of(&mut random, dtype, 16, 256);
+        let sources = [&stored];
         let packing = Packing::new(&sources, Arrange::Stacked).unwrap();
         for (row, got) in unpack(&packing).into_iter().enumerate() {
-            let want: Vec<f32> = stored.row(row).into_iter().map(|x| f16::from_f32(x).to_f32()).collect();
+            let want: Vec<f32> = row_of(&stored, row).into_iter().map(|x| f16::from_f32(x).to_f32()).collect();
             assert_eq!(got, want, "{dtype} row {row}");
         }
     }
@@ -192,42 +228,39 @@ fn exact_formats_lose_nothing() {
 #[test]
 fn matrices_are_stacked_and_interleaved() {
     let mut random = Random(5);
-    let parts = [(DType::Q4_0, 21), (DType::Q6_K, 16), (DType::Q4_K, 7)].map(|(d, n)| Stored::rows(&mut random, d, n, 256));
-    let sources = [parts[0].source(), parts[1].source(), parts[2].source()];
+    let parts = [(DType::Q4_0, 21), (DType::Q6_K, 16), (DType::Q4_K, 7)].map(|(d, n)| random_rows_of(&mut random, d, n, 256));
+    let sources = parts.each_ref();
     let packing = Packing::new(&sources, Arrange::Stacked).unwrap();
     assert_eq!((packing.format(), packing.n(), packing.tiles()), (TileFormat::Q8, 44, 3));
     assert_packed("stacked", &packing, |row| {
         let (part, row) =
             [(0, row), (1, row.wrapping_sub(21)), (2, row.wrapping_sub(37))].into_iter().find(|(i, r)| *r < [21, 16, 7][*i])?;
-        Some(parts[part].row(row))
+        Some(row_of(&parts[part], row))
     });
-    let pair = [DType::BF16, DType::Q4_1].map(|d| Stored::rows(&mut random, d, 23, 96));
-    let sources = [pair[0].source(), pair[1].source()];
+    let pair = [DType::BF16, DType::Q4_1].map(|d| random_rows_of(&mut random, d, 23, 96));
+    let sources = pair.each_ref();
     let packing = Packing::new(&sources, Arrange::Interleaved).unwrap();
     assert_eq!((packing.format(), packing.n(), packing.tiles()), (TileFormat::F16, 23, 4));
     assert_packed("interleaved", &packing, |row| {
         let inner = row / 32 * 16 + row % 16;
-        (inner < 23).then(|| pair[row / 16 % 2].row(inner))
+        (inner < 23).then(|| row_of(&pair[row / 16 % 2], inner))
     });
 }
 
 #[test]
 fn what_does_not_fit_together_is_refused() {
     let mut random = Random(5);
-    let [a, b, c] = [(8, 64), (9, 64), (8, 96)].map(|(n, k)| Stored::rows(&mut random, DType::F16, n, k));
-    let refused = |sources: &[TileSource<'_>], arrange: Arrange, why: &str| {
+    let [a, b, c] = [(8, 64), (9, 64), (8, 96)].map(|(n, k)| random_rows_of(&mut random, DType::F16, n, k));
+    let refused = |sources: &[&Matrix], arrange: Arrange, why: &str| {
         let error = Packing::new(sources, arrange).unwrap_err();
         assert!(matches!(&error, GpuError::BadShape { .. }) && error.to_string().contains(why), "{error}");
     };
     refused(&[], Arrange::Stacked, "there are none");
-    refused(&[a.source(), c.source()], Arrange::Stacked, "different lengths");
-    refused(&[a.source(), b.source()], Arrange::Interleaved, "its own shape");
-    refused(&[a.source()], Arrange::Interleaved, "its own shape");
-    let short = Mlx4 { n: 2, k: 64, words: &[0; 64], scales: &[0; 4], biases: &[0; 2], float: DType::BF16 };
-    refused(&[TileSource::Mlx4(short)], Arrange::Stacked, "other lengths");
-    refused(&[TileSource::Mlx4(Mlx4 { biases: &[0; 4], float: DType::F32, ..short })], Arrange::Stacked, "types");
-    let integers = Stored::rows(&mut random, DType::U32, 2, 64);
-    refused(&[integers.source()], Arrange::Stacked, "integers");
+    refused(&[&a, &c], Arrange::Stacked, "different lengths");
+    refused(&[&a, &b], Arrange::Interleaved, "its own shape");
+    refused(&[&a], Arrange::Interleaved, "its own shape");
+    let integers = random_rows_of(&mut random, DType::U32, 2, 64);
+    refused(&[&integers], Arrange::Stacked, "integers");
 }
 
 /// Parses and validates a kernel, as a device with everything would.
@@ -418,7 +451,7 @@ fn assert_same_in_company(matrix: &str, trial: &Trial<'_>, weights: &[Vec<f32>])
     }
 }
 
-fn trial_of<'a>(gpu: &'a Gpu, sources: &[TileSource<'_>], kind: Kind, rows: usize) -> (Trial<'a>, Vec<Vec<f32>>) {
+fn trial_of<'a>(gpu: &'a Gpu, sources: &[&Matrix], kind: Kind, rows: usize) -> (Trial<'a>, Vec<Vec<f32>>) {
     let arrange = if matches!(kind, Kind::Gated(_)) { Arrange::Interleaved } else { Arrange::Stacked };
     let matrix = TileMatrix::upload(gpu, &mut Staging::default(), sources, arrange).unwrap();
     let weights = unpack(&Packing::new(sources, arrange).unwrap());
@@ -432,7 +465,7 @@ fn products_of_every_format_are_right_in_every_company() {
     let gpu = cooperative();
     for (name, stored) in every_format(203, 1056) {
         for kind in [Kind::Store, Kind::Add, Kind::Gated(Activation::Silu), Kind::Gated(Activation::GeluTanh)] {
-            let sources = [stored.source(), stored.source()];
+            let sources = [&stored, &stored];
             let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
             let (trial, weights) = trial_of(&gpu, sources, kind, 300);
             assert_same_in_company(&name, &trial, &weights);
@@ -450,8 +483,8 @@ fn products_of_every_shape_are_right_in_every_company() {
         let all = [DType::F16, DType::Q4_0, DType::Q8_0].into_iter().enumerate().flat_map(|(i, d)| kinds.map(|kind| (i, d, kind)));
         // Wide matrices are cut in more ways.
         for (_, dtype, kind) in all.filter(|(i, _, kind)| n > 5000 || kinds[*i] == *kind) {
-            let stored = [0, 1].map(|_| Stored::rows(&mut random, dtype, n, k));
-            let sources = [stored[0].source(), stored[1].source()];
+            let stored = [0, 1].map(|_| random_rows_of(&mut random, dtype, n, k));
+            let sources = stored.each_ref();
             let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
             let (trial, weights) = trial_of(&gpu, sources, kind, 150);
             assert_same_in_company(&format!("{n}x{k} {dtype}"), &trial, &weights);
@@ -494,8 +527,8 @@ fn a_norm_before_a_product_is_the_norm_of_rows() {
             assert!(halves.iter().zip(&want).all(near), "row {row} of {k}");
             assert!(halves[k..].iter().all(|x| x.to_bits() == 0), "padding of {k}");
         }
-        let stored = [0, 1].map(|_| Stored::rows(&mut random, if k % 32 == 0 { DType::Q4_0 } else { DType::BF16 }, n, k));
-        let sources = [stored[0].source(), stored[1].source()];
+        let stored = [0, 1].map(|_| random_rows_of(&mut random, if k % 32 == 0 { DType::Q4_0 } else { DType::BF16 }, n, k));
+        let sources = stored.each_ref();
         let sources = if matches!(kind, Kind::Gated(_)) { &sources[..] } else { &sources[..1] };
         let (mut trial, _) = trial_of(&gpu, sources, kind, rows);
         trial.x = halves;
@@ -513,8 +546,8 @@ fn a_norm_before_a_product_is_the_norm_of_rows() {
 #[ignore = "needs a GPU with cooperative matrices"]
 fn what_does_not_fit_is_refused() {
     let gpu = cooperative();
-    let stored = Stored::rows(&mut Random(1), DType::F16, 32, 64);
-    let matrix = TileMatrix::upload(&gpu, &mut Staging::default(), &[stored.source()], Arrange::Stacked).unwrap();
+    let stored = random_rows_of(&mut Random(1), DType::F16, 32, 64);
+    let matrix = TileMatrix::upload(&gpu, &mut Staging::default(), &[&stored], Arrange::Stacked).unwrap();
     let (short, long) = (gpu.buffer("short", 64).unwrap(), gpu.buffer("long", 4096).unwrap());
     let (short, long) = (Binding::whole(&short), Binding::whole(&long));
     let norm = Norm { eps: 1e-5 };

@@ -1,8 +1,9 @@
 //! Weights in the device's own memory, as tiles.
 
 use super::super::{Gpu, GpuError, SubmissionIndex, Window};
-use super::pack::{Arrange, Packing, TileFormat, TileSource};
+use super::pack::{Arrange, Packing, TileFormat};
 use super::text::Weights;
+use crate::Matrix;
 use std::num::NonZero;
 
 /// Bytes that are packed and sent at a time.
@@ -23,8 +24,8 @@ impl TileMatrix {
     ///
     /// # Errors
     /// If they do not fit together ([`Packing::new`]), if the device does not take buffers of this length, or if it is lost.
-    pub fn upload(gpu: &Gpu, staging: &mut Staging, sources: &[TileSource<'_>], arrange: Arrange) -> Result<TileMatrix, GpuError> {
-        let packing = Packing::new(sources, arrange)?;
+    pub fn upload(gpu: &Gpu, staging: &mut Staging, matrices: &[&Matrix], arrange: Arrange) -> Result<TileMatrix, GpuError> {
+        let packing = Packing::new(matrices, arrange)?;
         let tiles = packing.tiles();
         let new = |label: &str, tile_words: usize| {
             let bytes = 4 * tile_words as u64 * tiles as u64;

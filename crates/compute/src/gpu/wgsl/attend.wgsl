@@ -1,4 +1,4 @@
-// out = softmax(scale * q . k) v for a slice of one head of a row. Tokens are taken four at a time, at absolute positions, with a running
+// out = softmax(SCALED) v, where s = q . k, for a slice of one head of a row. Tokens are taken four at a time, at absolute positions, with a running
 // maximum and sum. A masked token takes no part: its neighbour is read in its place, and counts nothing.
 
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>; // (row, head, head_dim / 4)
@@ -19,7 +19,7 @@ fn scores(q0: u32, keys: vec4<u32>) -> vec4<f32> {
         s = fma(vec4<f32>(a.z, b.z, c.z, d.z), x.zzzz, s);
         s = fma(vec4<f32>(a.w, b.w, c.w, d.w), x.wwww, s);
     }
-    return s * params.scale;
+    return SCALED;
 }
 
 fn gained(o: vec4<f32>, keep: f32, p: vec4<f32>, values: vec4<u32>, i: u32) -> vec4<f32> {

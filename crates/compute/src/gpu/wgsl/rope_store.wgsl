@@ -7,22 +7,25 @@
 @group(0) @binding(6) var<storage, read_write> turned: array<f32>; // (row, head, head_dim)
 @group(0) @binding(7) var<storage, read_write> kv: array<u32>;
 
-// The index in its head of a pair's first element and of its second.
+// The index in its head of a pair's first element and of its second. PAIRS are turned, at the beginning of a head.
 fn pair(i: u32) -> vec2<u32> {
-    return select(vec2<u32>(i, i + params.head_dim / 2u), vec2<u32>(2u * i, 2u * i + 1u), params.interleaved != 0u);
+    return select(vec2<u32>(i, i + PAIRS), vec2<u32>(2u * i, 2u * i + 1u), params.interleaved != 0u);
 }
 
 // Element `e` (in half-split order) of a turned head.
 fn turn(row: u32, e: u32, first: f32, second: f32) -> f32 {
-    let pairs = params.head_dim / 2u;
-    let angle = row * params.head_dim + e % pairs;
+    let angle = row * params.head_dim + e % PAIRS;
     let c = cos_sin[angle];
-    let s = cos_sin[angle + pairs];
-    return select(fma(first, s, second * c), fma(first, c, -(second * s)), e < pairs);
+    let s = cos_sin[angle + params.head_dim / 2u];
+    return select(fma(first, s, second * c), fma(first, c, -(second * s)), e < PAIRS);
 }
 
 fn turned_query(row: u32, head: u32, e: u32) -> f32 {
-    let at = vec2<u32>((row * params.heads + head) * params.head_dim) + pair(e % (params.head_dim / 2u));
+    let base = (row * params.heads + head) * params.head_dim;
+    if e >= 2u * PAIRS {
+        return q[base + e];
+    }
+    let at = vec2<u32>(base) + pair(e % PAIRS);
     return turn(row, e, q[at.x], q[at.y]);
 }
 
@@ -32,7 +35,10 @@ fn element(row: u32, side: u32, head: u32, e: u32) -> f32 {
     if side == 1u {
         return v[base + e];
     }
-    let at = vec2<u32>(base) + pair(e % (params.head_dim / 2u));
+    if e >= 2u * PAIRS {
+        return k[base + e];
+    }
+    let at = vec2<u32>(base) + pair(e % PAIRS);
     return turn(row, e, k[at.x], k[at.y]);
 }
 

@@ -11,6 +11,9 @@ struct Params {
     // Rows of the whole matrix.
     n: u32,
     scale: f32,
+    // Where scales and biases of the part's first row begin in their windows, if they stand apart.
+    scales_offset_bytes: u32,
+    biases_offset_bytes: u32,
 }
 
 @group(0) @binding(0) var<storage, read> params: Params;
