@@ -2,7 +2,8 @@
 //!
 //! A template is Jinja, from the model's file and hence hostile: it renders in an environment without files or includes, with bounded
 //! fuel, depth and output (`limits.rs`). The environment is that of Hugging Face `transformers`
-//! (`apply_chat_template`): trimmed blocks, Python's string methods, `raise_exception`, `strftime_now`, `tojson` as Python writes it.
+//! (`apply_chat_template`): trimmed blocks, Python's string methods, `raise_exception`, `strftime_now`, `tojson` as Python writes it,
+//! values printed as Python prints them (but a tuple is a list here), and `generation` tags, which are passed over.
 //! Where a file has no template, the family's own is taken, written in the same language ([`FAMILIES`]).
 //!
 //! Layout: the template, then the environment, then Python's JSON and dates.
@@ -10,7 +11,8 @@
 use crate::error::Error;
 use crate::gguf::{GgufFile, printable};
 use crate::limits::{
-    TEMPLATE_BYTES_MAX, TEMPLATE_DEPTH_MAX, TEMPLATE_FUEL_MAX, TEMPLATE_JSON_DEPTH_MAX, TEMPLATE_OUTPUT_BYTES_MAX, TEMPLATE_STACK_BYTES,
+    TEMPLATE_BYTES_MAX, TEMPLATE_DEPTH_MAX, TEMPLATE_ERROR_CHARS_MAX, TEMPLATE_FUEL_MAX, TEMPLATE_JSON_DEPTH_MAX,
+    TEMPLATE_OUTPUT_BYTES_MAX, TEMPLATE_STACK_BYTES,
 };
 use crate::tokenizer::Tokenizer;
 use minijinja::syntax::SyntaxConfig;
@@ -64,6 +66,7 @@ pub enum TemplateOrigin {
 /// A model's chat template.
 pub struct ChatTemplate {
     source: String,
+    known: String, // the source in tags that the engine knows
     origin: TemplateOrigin,
     environment: Environment<'static>,
 }
@@ -131,8 +134,9 @@ impl ChatTemplate {
         if source.len() > TEMPLATE_BYTES_MAX {
             return Err(Error::Template { why: format!("it has {} bytes; at most {TEMPLATE_BYTES_MAX} are accepted", source.len()) });
         }
-        let template = ChatTemplate { source: source.to_owned(), origin, environment: environment(tokenizer) };
-        on_deep_stack(|| template.environment.template_from_str(&template.source).map(drop).map_err(|e| failure(&e)))?;
+        let known = without_generation_tags(source);
+        let template = ChatTemplate { source: source.to_owned(), known, origin, environment: environment(tokenizer) };
+        on_deep_stack(|| template.environment.template_from_str(&template.known).map(drop).map_err(|e| failure(&e)))?;
         Ok(template)
     }
 
@@ -151,12 +155,22 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] if the template raises an exception (some refuse two turns of one role), fails, or exceeds its bounds.
     pub fn render(&self, messages: &[Message], add_prompt: bool) -> Result<String, Error> {
+        self.render_at(messages, add_prompt, unix_seconds())
+    }
+
+    /// The same at another time than now, for templates that write the date (in UTC).
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_at(&self, messages: &[Message], add_prompt: bool, unix_seconds: u64) -> Result<String, Error> {
         let turns: Value = messages.iter().map(|m| Value::from_object(m.clone())).collect();
-        let context = context! { messages => turns, add_generation_prompt => add_prompt, tools => (), documents => () };
+        let now = Value::from_function(move |format: &str| strftime(format, unix_seconds));
+        let context =
+            context! { messages => turns, add_generation_prompt => add_prompt, tools => (), documents => (), strftime_now => now };
         let message_bytes: usize = messages.iter().map(|m| m.content.len()).sum();
         let mut output = Bounded { bytes: Vec::new(), left_bytes: TEMPLATE_OUTPUT_BYTES_MAX + message_bytes };
         on_deep_stack(|| {
-            let template = self.environment.template_from_str(&self.source).map_err(|e| failure(&e))?;
+            let template = self.environment.template_from_str(&self.known).map_err(|e| failure(&e))?;
             template.render_captured_to(context, &mut output).map(drop).map_err(|e| failure(&e))
         })?;
         String::from_utf8(output.bytes).map_err(|_| Error::Template { why: "its output is not UTF-8".to_owned() })
@@ -179,12 +193,38 @@ fn family(architecture: &str, tokenizer: &Tokenizer) -> Result<(&'static str, Te
     found.map(|&(name, _, source)| (source, TemplateOrigin::Family(name))).ok_or_else(missing)
 }
 
+/// `{% generation %}` and `{% endgeneration %}` mark the assistant's words for training and are nothing to a rendering: a condition that
+/// holds stands for them, which keeps the tags' treatment of white space.
+fn without_generation_tags(source: &str) -> String {
+    let mut known = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(begin) = rest.find("{%") {
+        let (before, tag) = rest.split_at(begin + 2);
+        known.push_str(before);
+        rest = tag;
+        let Some(end) = tag.find("%}") else { break };
+        let word = tag[..end].trim_matches(|c: char| matches!(c, '-' | '+') || c.is_whitespace());
+        let instead = match word {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => continue,
+        };
+        known.push_str(&tag[..end].replace(word, instead));
+        rest = &tag[end..];
+    }
+    known.push_str(rest);
+    known
+}
+
 /// The message that a user can act on: what the template raised, or what failed where.
 fn failure(error: &minijinja::Error) -> Error {
     let why = match (error.kind(), error.detail()) {
         (ErrorKind::WriteFailure, _) => format!("it renders more than {TEMPLATE_OUTPUT_BYTES_MAX} bytes"),
         (ErrorKind::OutOfFuel, _) => format!("it runs more than {TEMPLATE_FUEL_MAX} steps"),
-        (_, Some(detail)) => format!("{} (line {})", printable(detail), error.line().unwrap_or(0)),
+        (_, Some(detail)) => {
+            let said: String = detail.chars().take(TEMPLATE_ERROR_CHARS_MAX).flat_map(char::escape_debug).collect();
+            format!("{said} (line {})", error.line().unwrap_or(0))
+        }
         (kind, None) => format!("{kind} (line {})", error.line().unwrap_or(0)),
     };
     Error::Template { why }
@@ -230,22 +270,40 @@ fn environment(tokenizer: &Tokenizer) -> Environment<'static> {
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
-    environment.add_function("strftime_now", |format: &str| strftime(format, unix_seconds()));
+    environment.set_formatter(|output, state, value| match printed(value) {
+        Some(text) => output.write_str(&text?).map_err(Into::into),
+        None => minijinja::escape_formatter(output, state, value),
+    });
+    environment.add_filter("string", |value: &Value| printed(value).unwrap_or_else(|| Ok(value.to_string())));
     environment.add_filter("tojson", to_json);
     environment.add_filter("indent", indent);
-    for (name, token) in [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())] {
-        let text = token.and_then(|t| tokenizer.token_text(t)).unwrap_or_default();
-        environment.add_global(name, Value::from(text));
+    for (name, text) in tokenizer.named() {
+        environment.add_global(name.to_owned(), Value::from(text));
     }
     environment
+}
+
+/// What Python's `str` makes of a value, where the engine's own text is another one.
+fn printed(value: &Value) -> Option<Result<String, minijinja::Error>> {
+    matches!(value.kind(), ValueKind::Bool | ValueKind::None | ValueKind::Seq | ValueKind::Map).then(|| {
+        let mut json = Json { style: Style::Python, ..Json::default() };
+        json.value(value, 0).map(|()| json.text)
+    })
 }
 
 /// `tojson` as Python's `json.dumps(ensure_ascii=False)` writes it.
 fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
-    let _: Option<bool> = options.get("ensure_ascii")?;
+    let separators: Option<(String, String)> = match options.get::<Option<Value>>("separators")? {
+        Some(pair) => Some((pair.get_item_by_index(0)?.to_string(), pair.get_item_by_index(1)?.to_string())),
+        None => None,
+    };
+    let (ensure_ascii, sort_keys): (Option<bool>, Option<bool>) = (options.get("ensure_ascii")?, options.get("sort_keys")?);
     options.assert_all_used()?;
-    let mut json = Json { text: String::new(), indent: indent.map(|n| n.min(16)) };
+    let (between, after_key) = separators.unwrap_or_else(|| (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()));
+    let style = Style::Json { ensure_ascii: ensure_ascii == Some(true) };
+    let indent = indent.map(|n| n.min(16));
+    let mut json = Json { text: String::new(), style, indent, between, after_key, sort_keys: sort_keys == Some(true) };
     json.value(value, 0)?;
     Ok(json.text)
 }
@@ -265,44 +323,79 @@ fn indent(text: &str, width: Option<usize>, options: Kwargs) -> Result<String, m
     Ok(text.split('\n').enumerate().map(padded).collect::<Vec<_>>().join("\n"))
 }
 
+/// A value as Python writes it.
 struct Json {
     text: String,
+    style: Style,
     indent: Option<usize>,
+    between: String,
+    after_key: String,
+    sort_keys: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Style {
+    Json { ensure_ascii: bool },
+    Python, // `repr`
+}
+
+impl Default for Json {
+    fn default() -> Json {
+        let (between, after_key) = (", ".to_owned(), ": ".to_owned());
+        Json { text: String::new(), style: Style::Json { ensure_ascii: false }, indent: None, between, after_key, sort_keys: false }
+    }
 }
 
 impl Json {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), minijinja::Error> {
         if depth > TEMPLATE_JSON_DEPTH_MAX || self.text.len() > TEMPLATE_OUTPUT_BYTES_MAX {
-            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "a value is too large for tojson"));
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "a value is too large to be printed"));
         }
+        let [none, yes, no] = match self.style {
+            Style::Json { .. } => ["null", "true", "false"],
+            Style::Python => ["None", "True", "False"],
+        };
         match value.kind() {
-            ValueKind::Undefined | ValueKind::None => self.text.push_str("null"),
-            ValueKind::Bool => self.text.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Undefined | ValueKind::None => self.text.push_str(none),
+            ValueKind::Bool => self.text.push_str(if value.is_true() { yes } else { no }),
             ValueKind::Number => _ = write!(self.text, "{value}"),
-            ValueKind::Map => self.items('{', '}', value, depth, |json, key| {
-                json.string(&key.to_string());
-                json.text.push_str(": ");
-                json.value(&value.get_item(&key)?, depth + 1)
-            })?,
-            ValueKind::Seq | ValueKind::Iterable => self.items('[', ']', value, depth, |json, item| json.value(&item, depth + 1))?,
+            ValueKind::Map => self.map(value, depth)?,
+            ValueKind::Seq | ValueKind::Iterable => {
+                self.items('[', ']', value.try_iter()?, depth, |json, item| json.value(&item, depth + 1))?
+            }
             _ => self.string(&value.to_string()),
         }
         Ok(())
+    }
+
+    fn map(&mut self, value: &Value, depth: usize) -> Result<(), minijinja::Error> {
+        let mut keys: Vec<Value> = value.try_iter()?.collect();
+        if self.sort_keys {
+            keys.sort();
+        }
+        self.items('{', '}', keys.into_iter(), depth, |json, key| {
+            match (json.style, key.kind()) {
+                (Style::Python, kind) if kind != ValueKind::String => json.value(&key, depth + 1)?,
+                _ => json.string(&key.to_string()),
+            }
+            json.text.push_str(&json.after_key);
+            json.value(&value.get_item(&key)?, depth + 1)
+        })
     }
 
     fn items(
         &mut self,
         open: char,
         close: char,
-        value: &Value,
+        items: impl Iterator<Item = Value>,
         depth: usize,
         mut write: impl FnMut(&mut Json, Value) -> Result<(), minijinja::Error>,
     ) -> Result<(), minijinja::Error> {
         self.text.push(open);
         let mut empty = true;
-        for item in value.try_iter()? {
+        for item in items {
             if !empty {
-                self.text.push_str(if self.indent.is_some() { "," } else { ", " });
+                self.text.push_str(&self.between);
             }
             empty = false;
             self.line(depth + 1);
@@ -322,9 +415,37 @@ impl Json {
     }
 
     fn string(&mut self, text: &str) {
-        let quoted = serde_json::to_string(text).expect("a string always serialises");
-        self.text.push_str(&quoted);
+        match self.style {
+            Style::Python => python_string(&mut self.text, text),
+            Style::Json { ensure_ascii } => {
+                let quoted = serde_json::to_string(text).expect("a string always serialises");
+                for c in quoted.chars() {
+                    match c {
+                        c if c.is_ascii() || !ensure_ascii => self.text.push(c),
+                        c => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| _ = write!(self.text, "\\u{unit:04x}")),
+                    }
+                }
+            }
+        }
     }
+}
+
+/// `repr` of a string: in single quotes, unless it has some and no double ones.
+fn python_string(to: &mut String, text: &str) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    to.push(quote);
+    for c in text.chars() {
+        match c {
+            '\n' => to.push_str("\\n"),
+            '\r' => to.push_str("\\r"),
+            '\t' => to.push_str("\\t"),
+            '\\' => to.push_str("\\\\"),
+            c if c == quote => to.extend(['\\', c]),
+            c if c.is_control() => _ = write!(to, "\\x{:02x}", c as u32),
+            c => to.push(c),
+        }
+    }
+    to.push(quote);
 }
 
 fn unix_seconds() -> u64 {
@@ -395,10 +516,17 @@ mod tests {
     #[test]
     fn json_is_as_python_prints_it() {
         let mut environment = Environment::new();
+        environment.set_formatter(|output, state, value| match printed(value) {
+            Some(text) => output.write_str(&text?).map_err(Into::into),
+            None => minijinja::escape_formatter(output, state, value),
+        });
+        environment.add_filter("string", |value: &Value| printed(value).unwrap_or_else(|| Ok(value.to_string())));
         environment.add_filter("tojson", to_json);
         for (source, expected) in [
             ("{{ {'a': [1, 2.5, none, true], 'b': 'é<\"'} | tojson }}", r#"{"a": [1, 2.5, null, true], "b": "é<\""}"#),
             ("{{ {'a': [1], 'b': {}} | tojson(indent=2) }}", "{\n  \"a\": [\n    1\n  ],\n  \"b\": {}\n}"),
+            ("{{ {'b': 1, 'a': [2, 3]} | tojson(separators=(',', ':'), sort_keys=true) }}", r#"{"a":[2,3],"b":1}"#),
+            ("{{ 'é👍' | tojson(ensure_ascii=true) }}", r#""\u00e9\ud83d\udc4d""#),
         ] {
             assert_eq!(environment.render_str(source, ()).unwrap(), expected);
         }

@@ -1,47 +1,40 @@
 //! Byte-level BPE, as GPT-2 has it: every byte is a piece, and merges join neighbours in the order of their rank.
 //!
-//! Vocabularies write bytes as printable characters ([`byte_to_char`]); merges are kept as numbers of pieces. Own code and not the
+//! Vocabularies write bytes as printable characters ([`byte_to_char`]); merges stand in `ranks.rs`. Own code and not the
 //! `tokenizers` crate, which keeps every piece several times as a `String` and cuts words with a backtracking engine that fails on long texts.
 
-use super::hash::Secret;
 use super::merge::{Merger, NONE};
 use super::pre::Pre;
+use super::ranks::{MergeList, Ranks, Repeated};
 use super::vocab::Vocab;
 use crate::error::Error;
-use crate::gguf::{GgufFile, printable};
-use crate::limits::MERGES_MAX;
-use std::collections::HashMap;
+use crate::gguf::GgufFile;
 
 /// Merges, and the pieces of single bytes.
 #[derive(Debug)]
 pub(super) struct Bpe {
     pre: &'static Pre,
-    merges: HashMap<u64, Merge, Secret>,
+    whole_words: bool, // a word that is a piece by itself is not merged
+    ranks: Ranks,
     bytes: [u32; 256], // NONE where the vocabulary lacks the byte
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Merge {
-    rank: u32,
-    token: u32,
 }
 
 impl Bpe {
     /// Reads `tokenizer.ggml.merges` and `tokenizer.ggml.pre`.
     pub(super) fn from_gguf(file: &GgufFile, vocab: &Vocab) -> Result<Bpe, Error> {
         let pre = Pre::named(file.optional_string("tokenizer.ggml.pre")?.unwrap_or("default"))?;
-        Self::new(pre, vocab, file.strings("tokenizer.ggml.merges")?.map(|text| halves(text).ok_or(text)))
+        let mut merges = MergeList::default();
+        for text in file.strings("tokenizer.ggml.merges")? {
+            merges.push_text(vocab, text)?;
+        }
+        Ok(Self::new(pre, pre.whole_words, vocab, Ranks::new(merges, Repeated::First)))
     }
 
-    /// Merges in the order of their rank: the two pieces that each joins, or a text that is no merge.
-    pub(super) fn new<'a>(
-        pre: &'static Pre,
-        vocab: &Vocab,
-        merges: impl ExactSizeIterator<Item = Result<(&'a str, &'a str), &'a str>>,
-    ) -> Result<Bpe, Error> {
+    /// Cuts words with `pre`; `whole_words` says that a word which is a piece by itself is not merged.
+    pub(super) fn new(pre: &'static Pre, whole_words: bool, vocab: &Vocab, ranks: Ranks) -> Bpe {
         let mut text = [0; 4];
         let bytes = std::array::from_fn(|byte| vocab.find(byte_to_char(byte as u8).encode_utf8(&mut text).as_bytes()).unwrap_or(NONE));
-        Ok(Bpe { pre, merges: index(merges, vocab)?, bytes })
+        Bpe { pre, whole_words, ranks, bytes }
     }
 
     /// The pre-tokenizer.
@@ -60,51 +53,17 @@ impl Bpe {
             for byte in word.bytes() {
                 merger.push(1, self.bytes[usize::from(byte)]);
             }
-            merger.merge(|left, right| self.merges.get(&pair(left.token, right.token)).map(|m| (u32::MAX - m.rank, m.token)));
+            merger.merge(|left, right| self.ranks.join(left, right));
             tokens.extend(merger.symbols().map(|s| s.token).filter(|&t| t != NONE));
         });
     }
 
     fn whole_word(&self, vocab: &Vocab, word: &str) -> Option<u32> {
-        if !self.pre.whole_words || word.len() > vocab.longest_bytes() {
+        if !self.whole_words || word.len() > vocab.longest_bytes() {
             return None;
         }
         vocab.find(word.bytes().map(byte_to_char).collect::<String>().as_bytes())
     }
-}
-
-fn index<'a>(
-    pairs: impl ExactSizeIterator<Item = Result<(&'a str, &'a str), &'a str>>,
-    vocab: &Vocab,
-) -> Result<HashMap<u64, Merge, Secret>, Error> {
-    if pairs.len() > MERGES_MAX {
-        return Err(Error::Tokenizer { why: format!("it has {} merges; at most {MERGES_MAX} are possible", pairs.len()) });
-    }
-    let mut merges = HashMap::with_capacity_and_hasher(pairs.len(), Secret::random());
-    let mut joined = Vec::new();
-    for (rank, halves) in pairs.enumerate() {
-        let bad =
-            |text: &str| Error::Tokenizer { why: format!("merge {rank}, `{}`, does not join two pieces to a third", printable(text)) };
-        let (left, right) = halves.map_err(bad)?;
-        joined.clear();
-        joined.extend_from_slice(left.as_bytes());
-        joined.extend_from_slice(right.as_bytes());
-        let find = |text: &[u8]| vocab.find(text).ok_or_else(|| bad(&format!("{left} {right}")));
-        let token = find(&joined)?;
-        merges.entry(pair(find(left.as_bytes())?, find(right.as_bytes())?)).or_insert(Merge { rank: rank as u32, token });
-    }
-    Ok(merges)
-}
-
-fn pair(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
-}
-
-/// A merge is written `left right`; the separating space is never its first character.
-pub(super) fn halves(text: &str) -> Option<(&str, &str)> {
-    let first_bytes = text.chars().next()?.len_utf8();
-    let at = first_bytes + text[first_bytes..].find(' ')?;
-    Some((&text[..at], &text[at + 1..]))
 }
 
 /// The character that stands for a byte: itself where it is printable, else the next free one from U+0100.
@@ -139,13 +98,5 @@ mod tests {
         assert_eq!(chars.len(), 256);
         assert!((0..=255).all(|byte| char_to_byte(byte_to_char(byte)) == Some(byte)));
         assert_eq!((byte_to_char(b' '), byte_to_char(b'\n'), char_to_byte('▁')), ('Ġ', 'Ċ', None));
-    }
-
-    #[test]
-    fn merges_split_at_the_first_space_that_is_not_first() {
-        assert_eq!(halves("a b"), Some(("a", "b")));
-        assert_eq!(halves("  b"), Some((" ", "b")));
-        assert_eq!(halves("Ġ t"), Some(("Ġ", "t")));
-        assert_eq!((halves(""), halves(" "), halves("ab")), (None, None, None));
     }
 }

@@ -1,30 +1,54 @@
-//! `tokenizer.json`, Hugging Face's tokenizer file, as far as it is byte-level BPE.
+//! `tokenizer.json`, Hugging Face's tokenizer file, as far as it is BPE.
 //!
-//! The file describes a pipeline in general terms; what is known here is what Llama 3, SmolLM2 and their like have in it. Everything else is
-//! refused by name, because a step that is passed over would give other tokens.
+//! The file describes a pipeline in general terms; `steps.rs` knows the steps that the supported families have. Everything else is refused
+//! by name, because a step that is passed over would give other tokens. The vocabulary and the merges, nearly all of a file that may have
+//! thirty megabytes, are read in place: texts are borrowed, and a merge is looked up while it is read.
 
-use super::bpe::{self, Bpe};
-use super::pre::Pre;
+use super::bpe::Bpe;
+use super::char_bpe::CharBpe;
+use super::ranks::{MergeList, Ranks, Repeated};
+use super::special::{Order, Specials, Strip};
+use super::steps::{self, Cut};
 use super::vocab::{Kind, Vocab};
-use super::{Algorithm, Roles, Tokenizer};
+use super::{Algorithm, Found, Roles, Tokenizer, byte_of};
 use crate::error::Error;
 use crate::gguf::printable;
 use crate::limits::VOCABULARY_TOKENS_MAX;
 use serde::Deserialize;
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::fmt;
 
 /// A token as a configuration names it.
 #[derive(Clone, Debug)]
-pub(crate) enum SpecialToken {
+pub enum SpecialToken {
+    /// Its number.
     Number(u32),
+    /// The text that the vocabulary has for it.
     Text(String),
 }
 
+/// What the files beside `tokenizer.json` say about special tokens.
+#[derive(Clone, Default, Debug)]
+pub struct FolderTokens {
+    /// What begins a text, where the post-processor names nothing.
+    pub bos: Option<SpecialToken>,
+    /// What ends a text or a turn; the first ends a text.
+    pub ends: Vec<SpecialToken>,
+    /// `add_bos_token`: goes before the post-processor.
+    pub add_bos: Option<bool>,
+    /// `add_eos_token`, likewise.
+    pub add_eos: Option<bool>,
+    /// What chat templates call special tokens (`bos_token`, `pad_token`), and their texts.
+    pub named: Vec<(String, String)>,
+}
+
 #[derive(Deserialize)]
-struct File {
-    model: Model,
+struct File<'a> {
+    #[serde(borrow)]
+    model: Model<'a>,
     #[serde(default)]
     added_tokens: Vec<Added>,
     #[serde(default)]
@@ -36,23 +60,20 @@ struct File {
 }
 
 #[derive(Deserialize)]
-struct Model {
+struct Model<'a> {
     #[serde(rename = "type")]
     kind: Option<String>,
-    vocab: HashMap<String, u32>,
-    merges: Vec<Merge>,
+    #[serde(borrow)]
+    vocab: Entries<'a>,
+    #[serde(borrow)]
+    merges: &'a RawValue, // read when the vocabulary is known
     #[serde(default)]
     ignore_merges: bool,
     #[serde(default)]
     byte_fallback: bool,
-}
-
-/// A merge is a text with a space in it, or a pair.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Merge {
-    Text(String),
-    Pair(String, String),
+    dropout: Option<f32>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -61,72 +82,132 @@ struct Added {
     content: String,
     #[serde(default)]
     special: bool,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    normalized: bool,
+}
+
+impl Added {
+    fn kind(&self) -> Kind {
+        if self.special { Kind::Control } else { Kind::UserDefined }
+    }
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`. `bos` and `ends` come from the files beside it; the first of `ends` is what ends a text.
+    /// Reads `tokenizer.json`; `tokens` come from the files beside it.
     ///
     /// # Errors
-    /// If it is not byte-level BPE, has a step that is not known here, or contradicts itself.
-    pub(crate) fn from_json(json: &[u8], bos: Option<SpecialToken>, ends: &[SpecialToken]) -> Result<Tokenizer, Error> {
-        let file: File =
-            serde_json::from_slice(json).map_err(|e| Error::Tokenizer { why: format!("tokenizer.json is not understood: {e}") })?;
+    /// If it is not BPE, has a step that is not known here, or contradicts itself.
+    pub fn from_json(json: &[u8], tokens: &FolderTokens) -> Result<Tokenizer, Error> {
+        let text = std::str::from_utf8(json).map_err(|_| Error::Tokenizer { why: "tokenizer.json is not UTF-8".to_owned() })?;
+        let file: File = serde_json::from_str(text).map_err(|e| not_understood(&e))?;
         refuse_unknown(&file)?;
         let vocab = vocab(&file)?;
-        let pre = pre(&file)?;
-        let merges = file.model.merges.iter().map(|merge| match merge {
-            Merge::Text(text) => bpe::halves(text).ok_or(text.as_str()),
-            Merge::Pair(left, right) => Ok((left.as_str(), right.as_str())),
-        });
-        let bpe = Bpe::new(pre, &vocab, merges)?;
-        let number = |token: &SpecialToken| number(&vocab, token);
-        let (bos, ends) = (bos.as_ref().map(number).transpose()?, ends.iter().map(number).collect::<Result<Vec<_>, _>>()?);
-        let (first, last) = around_text(&file.post_processor);
-        let is = |token: Option<u32>, text: Option<&str>| token.is_some_and(|t| text == Some(vocab.text(t)));
-        let eos = ends.first().copied();
-        let roles = Roles { bos, eos, add_bos: is(bos, first), add_eos: is(eos, last), ends };
-        Self::new(vocab, Algorithm::Bpe(bpe), roles)
+        let ranks = ranks(&file, &vocab)?;
+        let whole_words = file.model.ignore_merges;
+        let normal = steps::normal(&file.normalizer)?;
+        let algorithm = match steps::cut(&file.pre_tokenizer, file.model.byte_fallback)? {
+            Cut::Bytes(pre) => Algorithm::Bpe(Bpe::new(pre, whole_words, &vocab, ranks)),
+            Cut::Characters(spaces) => Algorithm::CharBpe(CharBpe::new(&vocab, ranks, spaces, whole_words)?),
+        };
+        let pattern = |added: &Added| if added.normalized { normal.apply(&added.content).into_owned() } else { added.content.clone() };
+        let (raw, normalised) = (found(&file, false, &pattern)?, found(&file, true, &pattern)?);
+        let roles = roles(&file.post_processor, tokens, &vocab)?;
+        Ok(Tokenizer { raw, normal, normalised, algorithm, roles, named: tokens.named.clone(), tokens: vocab.len(), vocab }.with_ends())
     }
 }
 
-fn unsupported(what: &'static str, got: &str, supported: &str) -> Error {
-    Error::Unsupported { what, got: printable(got), supported: supported.to_owned() }
+fn not_understood(error: &serde_json::Error) -> Error {
+    Error::Tokenizer { why: format!("tokenizer.json is not understood: {error}") }
 }
 
 fn refuse_unknown(file: &File) -> Result<(), Error> {
-    let kind = file.model.kind.as_deref().unwrap_or("BPE"); // older files do not say
-    if kind != "BPE" || file.model.byte_fallback {
-        let got = if kind == "BPE" { "BPE with byte_fallback" } else { kind };
-        return Err(unsupported("tokenizer model", got, "byte-level BPE; take a GGUF file for SentencePiece's"));
+    let unsupported =
+        |what, got: &str, supported: &str| Err(Error::Unsupported { what, got: printable(got), supported: supported.to_owned() });
+    let model = &file.model;
+    let kind = model.kind.as_deref().unwrap_or("BPE"); // older files do not say
+    if kind != "BPE" {
+        return unsupported("tokenizer model", kind, "BPE; take a GGUF file for others");
     }
-    match &file.normalizer {
-        Value::Null => Ok(()),
-        other => Err(unsupported("normaliser", other["type"].as_str().unwrap_or("without a name"), "none")),
+    if model.dropout.is_some_and(|rate| rate != 0.0) {
+        return unsupported("option of the tokenizer", "dropout", "none");
+    }
+    for (name, affix) in
+        [("continuing_subword_prefix", &model.continuing_subword_prefix), ("end_of_word_suffix", &model.end_of_word_suffix)]
+    {
+        if affix.as_ref().is_some_and(|affix| !affix.is_empty()) {
+            return unsupported("option of the tokenizer", name, "none");
+        }
+    }
+    match file.added_tokens.iter().find(|added| added.single_word) {
+        Some(added) => unsupported("single_word of the added token", &added.content, "added tokens without it"),
+        None => Ok(()),
     }
 }
 
 /// Pieces by number; numbers that nothing has are unused.
 fn vocab(file: &File) -> Result<Vocab, Error> {
-    let kind = |added: &Added| if added.special { Kind::Control } else { Kind::UserDefined };
-    let plain = file.model.vocab.iter().map(|(text, &number)| (number, text.as_str(), Kind::Normal));
-    let added = file.added_tokens.iter().map(|a| (a.id, a.content.as_str(), kind(a)));
-    let mut pieces: Vec<(&str, Kind)> = Vec::new();
-    for (number, text, kind) in plain.chain(added) {
-        let index = number as usize;
-        if index >= VOCABULARY_TOKENS_MAX {
-            return Err(Error::Tokenizer { why: format!("it has a piece {number}; numbers below {VOCABULARY_TOKENS_MAX} are possible") });
-        }
-        if index >= pieces.len() {
-            pieces.resize(index + 1, ("", Kind::Unused));
-        }
-        let place = &mut pieces[index];
-        if place.1 != Kind::Unused && place.0 != text {
-            let why = format!("`{}` and `{}` are both piece {number}", printable(place.0), printable(text));
+    let plain = |text: &str| if file.model.byte_fallback && byte_of(text).is_some() { Kind::Byte } else { Kind::Normal };
+    let mut pieces: Vec<(&str, Kind)> = Vec::with_capacity(file.model.vocab.0.len() + file.added_tokens.len());
+    for (text, number) in &file.model.vocab.0 {
+        place(&mut pieces, *number, text, plain(text))?;
+    }
+    for added in &file.added_tokens {
+        place(&mut pieces, added.id, &added.content, added.kind())?;
+    }
+    let vocab = Vocab::from_pieces(&pieces)?;
+    for added in &file.added_tokens {
+        let found = vocab.find(added.content.as_bytes());
+        if let Some(other) = found.filter(|&token| token != added.id) {
+            let why = format!("the added token `{}` is piece {} and piece {other}", printable(&added.content), added.id);
             return Err(Error::Tokenizer { why });
         }
-        *place = (text, kind);
     }
-    Vocab::from_pieces(&pieces)
+    Ok(vocab)
+}
+
+fn place<'a>(pieces: &mut Vec<(&'a str, Kind)>, number: u32, text: &'a str, kind: Kind) -> Result<(), Error> {
+    let index = number as usize;
+    if index >= VOCABULARY_TOKENS_MAX {
+        return Err(Error::Tokenizer { why: format!("it has a piece {number}; numbers below {VOCABULARY_TOKENS_MAX} are possible") });
+    }
+    if index >= pieces.len() {
+        pieces.resize(index + 1, ("", Kind::Unused));
+    }
+    let place = &mut pieces[index];
+    if place.1 != Kind::Unused && place.0 != text {
+        let why = format!("`{}` and `{}` are both piece {number}", printable(place.0), printable(text));
+        return Err(Error::Tokenizer { why });
+    }
+    *place = (text, kind);
+    Ok(())
+}
+
+/// The added tokens that are found in a text as it is, or after it was normalised, as `pattern` writes them.
+fn found(file: &File, normalised: bool, pattern: &impl Fn(&Added) -> String) -> Result<Found, Error> {
+    let added: Vec<_> = file.added_tokens.iter().filter(|a| a.normalized == normalised).map(|a| (pattern(a), a)).collect();
+    let of = |accepts: &dyn Fn(&Added) -> bool| {
+        let accepted = added.iter().filter(|(_, a)| accepts(a));
+        Specials::new(Order::Leftmost, accepted.map(|(text, a)| (text.as_str(), a.id, Strip { left: a.lstrip, right: a.rstrip })))
+    };
+    Ok(Found { user_defined: of(&|a| !a.special)?, all: of(&|_| true)? })
+}
+
+/// What stands around a text: the post-processor's tokens, as far as `tokenizer_config.json` does not say otherwise.
+fn roles(post_processor: &Value, tokens: &FolderTokens, vocab: &Vocab) -> Result<Roles, Error> {
+    let around = steps::around(post_processor)?;
+    let number = |token: &SpecialToken| number(vocab, token);
+    let before = around.before.map(|n| number(&SpecialToken::Number(n))).transpose()?;
+    let after = around.after.map(|n| number(&SpecialToken::Number(n))).transpose()?;
+    let (bos, ends) = (tokens.bos.as_ref().map(number).transpose()?, tokens.ends.iter().map(number).collect::<Result<Vec<_>, _>>()?);
+    let eos = after.or_else(|| ends.first().copied());
+    let (add_bos, add_eos) = (tokens.add_bos.unwrap_or(before.is_some()), tokens.add_eos.unwrap_or(after.is_some()));
+    Ok(Roles { bos: before.or(bos), eos, add_bos, add_eos, ends })
 }
 
 fn number(vocab: &Vocab, token: &SpecialToken) -> Result<u32, Error> {
@@ -137,47 +218,127 @@ fn number(vocab: &Vocab, token: &SpecialToken) -> Result<u32, Error> {
     found.ok_or_else(|| Error::Tokenizer { why: format!("the special token `{}` is not in the vocabulary", printable(&name)) })
 }
 
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The vocabulary as it stands in the file.
+struct Entries<'a>(Vec<(Cow<'a, str>, u32)>);
 
-/// The pre-tokenizer that the file describes, by the name that GGUF has for it.
-fn pre(file: &File) -> Result<&'static Pre, Error> {
-    let steps = match &file.pre_tokenizer["pretokenizers"] {
-        Value::Array(steps) => steps.as_slice(),
-        _ => std::slice::from_ref(&file.pre_tokenizer),
-    };
-    let is = |step: &Value, kind: &str| step["type"] == kind;
-    let bytes = |step: &Value, cuts: bool| {
-        is(step, "ByteLevel") && step["add_prefix_space"] != true && step.get("use_regex").is_none_or(|v| *v == true) == cuts
-    };
-    let name = match steps {
-        [all] if bytes(all, true) => Some("gpt-2"),
-        [digits, rest] if is(digits, "Digits") && digits["individual_digits"] == true && bytes(rest, true) => Some("smollm"),
-        [split, rest] if is(split, "Split") && split["behavior"] == "Isolated" && split["invert"] != true && bytes(rest, false) => {
-            match split["pattern"]["Regex"].as_str() {
-                Some(LLAMA3) => Some("llama-bpe"),
-                Some(QWEN2) => Some("qwen2"),
-                _ => None,
+impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Vec<(Cow<'de, str>, u32)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of pieces and their numbers")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some((Text(text), number)) = map.next_entry()? {
+                    if entries.len() == VOCABULARY_TOKENS_MAX {
+                        return Err(de::Error::custom(format_args!("more than {VOCABULARY_TOKENS_MAX} pieces")));
+                    }
+                    entries.push((text, number));
+                }
+                Ok(entries)
             }
         }
-        _ => None,
-    };
-    let supported = "those of GPT-2, SmolLM2, Llama 3 and Qwen2";
-    let pre = Pre::named(name.ok_or_else(|| unsupported("pre-tokenizer", &file.pre_tokenizer.to_string(), supported))?)?;
-    if pre.whole_words != file.model.ignore_merges {
-        return Err(unsupported("ignore_merges", &file.model.ignore_merges.to_string(), "what the pre-tokenizer's own models have"));
+        deserializer.deserialize_map(Reader).map(Entries)
     }
-    Ok(pre)
 }
 
-/// The special tokens that the post-processor puts before and after a text.
-fn around_text(processor: &Value) -> (Option<&str>, Option<&str>) {
-    let steps = processor["processors"].as_array().map_or(std::slice::from_ref(processor), Vec::as_slice);
-    let template = steps.iter().find(|step| step["type"] == "TemplateProcessing");
-    let Some(single) = template.and_then(|step| step["single"].as_array()) else { return (None, None) };
-    (single.first().and_then(special), single.last().and_then(special))
+/// A string, borrowed from the file unless it is escaped.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Cow<'de, str>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Cow::Borrowed(text))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Cow::Owned(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_str(Reader).map(Text)
+    }
 }
 
-fn special(piece: &Value) -> Option<&str> {
-    piece["SpecialToken"]["id"].as_str()
+/// The merges, looked up while they are read.
+fn ranks(file: &File, vocab: &Vocab) -> Result<Ranks, Error> {
+    let mut merges = Merges { list: MergeList::default(), vocab, failure: None };
+    let read = serde_json::Deserializer::from_str(file.model.merges.get()).deserialize_seq(&mut merges);
+    match (read, merges.failure) {
+        (_, Some(failure)) => Err(failure),
+        (Err(e), None) => Err(not_understood(&e)),
+        (Ok(()), None) => Ok(Ranks::new(merges.list, Repeated::Last)),
+    }
+}
+
+struct Merges<'v> {
+    list: MergeList,
+    vocab: &'v Vocab,
+    failure: Option<Error>,
+}
+
+impl Merges<'_> {
+    fn keep<E: de::Error>(&mut self, result: Result<(), Error>) -> Result<(), E> {
+        result.map_err(|failure| {
+            self.failure = Some(failure);
+            E::custom("a bad merge")
+        })
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Merges<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of merges")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut merges: A) -> Result<(), A::Error> {
+        while merges.next_element_seed(OneMerge(self))?.is_some() {}
+        Ok(())
+    }
+}
+
+/// One merge: a text with a space in it, or a pair.
+struct OneMerge<'m, 'v>(&'m mut Merges<'v>);
+
+impl<'de> DeserializeSeed<'de> for OneMerge<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for OneMerge<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a merge: two pieces with a space between them, or a pair")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
+        let result = self.0.list.push_text(self.0.vocab, text);
+        self.0.keep(result)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<(), A::Error> {
+        let (Some(Text(left)), Some(Text(right)), None) = (pair.next_element()?, pair.next_element()?, pair.next_element::<IgnoredAny>()?)
+        else {
+            return Err(de::Error::invalid_length(2, &self));
+        };
+        let result = self.0.list.push(self.0.vocab, &left, &right);
+        self.0.keep(result)
+    }
 }

@@ -1,29 +1,36 @@
 //! Text to tokens and back, as a model's GGUF file or `tokenizer.json` (`json.rs`) defines it.
 //!
-//! A text is first split at special pieces (`special.rs`); what lies between is encoded by one of two algorithms: byte-level BPE
-//! (`bpe.rs`, with its pre-tokenizers in `pre.rs` and `letters.rs`) or SentencePiece by score (`spm.rs`). Both join neighbours with
-//! `merge.rs` and look pieces up in `vocab.rs` (hashed by `hash.rs`), which leaves the texts of a GGUF file in its mapping. Tokens equal llama.cpp's.
+//! A text is first split at special pieces (`special.rs`); what lies between is normalised (`normal.rs`) and encoded by one of three
+//! algorithms: byte-level BPE (`bpe.rs`, with its pre-tokenizers in `pre.rs` and `letters.rs`), BPE over characters (`char_bpe.rs`) or
+//! SentencePiece by score (`spm.rs`). All join neighbours with `merge.rs`, two by the merges of `ranks.rs`, and look pieces up in `vocab.rs`
+//! (hashed by `hash.rs`), which leaves the texts of a GGUF file in its mapping. `json.rs` reads `tokenizer.json`, `steps.rs` the pipeline in it.
+//! Tokens of a GGUF file equal llama.cpp's, those of a `tokenizer.json` Hugging Face's.
 
 mod bpe;
+mod char_bpe;
 mod hash;
 mod json;
 mod letters;
 mod merge;
+mod normal;
 mod pre;
+mod ranks;
 mod special;
 mod spm;
+mod steps;
 mod vocab;
 
+pub use json::{FolderTokens, SpecialToken};
 pub use vocab::Kind;
-
-pub(crate) use json::SpecialToken;
 
 use crate::error::Error;
 use crate::gguf::{GgufFile, printable};
 use crate::limits::ENCODE_BYTES_MAX;
 use bpe::Bpe;
+use char_bpe::CharBpe;
 use merge::Merger;
-use special::{Fragment, Specials};
+use normal::Normal;
+use special::{Fragment, Order, Specials, Strip};
 use spm::Spm;
 use std::borrow::Cow;
 use vocab::Vocab;
@@ -44,10 +51,20 @@ const END_TEXTS: [&str; 8] = ["<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eo
 #[derive(Debug)]
 pub struct Tokenizer {
     vocab: Vocab,
+    tokens: usize,     // of the vocabulary, that the model has rows for
+    raw: Found,        // in the text as it is
+    normal: Normal,    // of what lies between
+    normalised: Found, // in what that gives
     algorithm: Algorithm,
-    user_defined: Specials,
-    all_special: Specials,
     roles: Roles,
+    named: Vec<(String, String)>,
+}
+
+/// The special pieces that are found at one stage.
+#[derive(Debug)]
+struct Found {
+    user_defined: Specials,
+    all: Specials,
 }
 
 /// Tokens that begin and end texts, as the file declares them.
@@ -63,6 +80,7 @@ struct Roles {
 #[derive(Debug)]
 enum Algorithm {
     Bpe(Bpe),
+    CharBpe(CharBpe),
     Spm(Spm),
 }
 
@@ -92,18 +110,37 @@ impl Tokenizer {
             add_eos: file.optional_bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
             ends: [eos, id("eot")?, id("eom")?].into_iter().flatten().collect(),
         };
-        Self::new(vocab, algorithm, roles)
+        let text = |token: Option<u32>| token.map_or_else(String::new, |token| vocab.text(token).to_owned());
+        let named = [("bos_token", bos), ("eos_token", eos)].map(|(name, token)| (name.to_owned(), text(token)));
+        let raw = Found::in_gguf(&vocab, strips_spaces(file)?)?;
+        let (normalised, normal) = (Found::nothing()?, Normal::default());
+        Ok(Tokenizer { raw, normalised, normal, algorithm, roles, named: named.into(), tokens: vocab.len(), vocab }.with_ends())
     }
 
-    fn new(vocab: Vocab, algorithm: Algorithm, mut roles: Roles) -> Result<Tokenizer, Error> {
-        roles.ends.extend(END_TEXTS.iter().filter_map(|text| vocab.find(text.as_bytes())).filter(|&t| vocab.kind(t) == Kind::Control));
-        Ok(Tokenizer {
-            user_defined: Specials::new(&vocab, &[Kind::UserDefined])?,
-            all_special: Specials::new(&vocab, &[Kind::UserDefined, Kind::Control, Kind::Unknown])?,
-            vocab,
-            algorithm,
-            roles,
-        })
+    /// The same for a model that has so many rows. Added tokens beyond them (Gemma has one for images) are text like any other.
+    ///
+    /// # Errors
+    /// If another token is beyond them.
+    pub(crate) fn with_rows(mut self, rows: usize) -> Result<Tokenizer, Error> {
+        let added = |token: u32| matches!(self.vocab.kind(token), Kind::Control | Kind::UserDefined | Kind::Unused);
+        let is_beyond = |token: Option<u32>| token.is_some_and(|token| token as usize >= rows);
+        if (rows..self.vocab.len()).any(|token| !added(token as u32)) || is_beyond(self.roles.bos) || is_beyond(self.roles.eos) {
+            return Err(Error::Tokenizer { why: format!("it has {} tokens, the model's embedding {rows}", self.vocab.len()) });
+        }
+        for found in [&mut self.raw, &mut self.normalised] {
+            found.user_defined.retain(|token| (token as usize) < rows);
+            found.all.retain(|token| (token as usize) < rows);
+        }
+        self.roles.ends.retain(|token| (*token as usize) < rows);
+        self.tokens = self.tokens.min(rows);
+        Ok(self)
+    }
+
+    /// Adds what ends a turn whatever the files declare.
+    fn with_ends(mut self) -> Tokenizer {
+        let ends = END_TEXTS.iter().filter_map(|text| self.vocab.find(text.as_bytes()));
+        self.roles.ends.extend(ends.filter(|&token| self.vocab.kind(token) == Kind::Control));
+        self
     }
 
     /// The tokens of `text`. Takes time in proportion to its length, but for a logarithm.
@@ -113,29 +150,39 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
         assert!(text.len() <= ENCODE_BYTES_MAX, "a text of {} bytes", text.len());
         let mut tokens = Vec::with_capacity(text.len() / 4 + 2);
-        let mut merger = Merger::default();
-        let mut first = true;
         if special.add && self.roles.add_bos {
             tokens.extend(self.roles.bos);
         }
-        let specials = if special.parse { &self.all_special } else { &self.user_defined };
-        specials.split(&self.vocab, text, &mut |fragment| match fragment {
+        let mut merger = Merger::default();
+        let mut after_special = true; // or at the beginning
+        self.raw.specials(special).split(text, &mut |fragment| match fragment {
             Fragment::Token(token) => {
                 tokens.push(token);
-                first = true;
+                after_special = true;
             }
-            Fragment::Text(text) => {
-                match &self.algorithm {
-                    Algorithm::Bpe(bpe) => bpe.encode(&self.vocab, text, &mut merger, &mut tokens),
-                    Algorithm::Spm(spm) => spm.encode(&self.vocab, text, first, &mut merger, &mut tokens),
-                }
-                first = false;
+            Fragment::Text(raw, raw_start) => {
+                self.normalised.specials(special).split(&self.normal.apply(raw), &mut |fragment| match fragment {
+                    Fragment::Token(token) => tokens.push(token),
+                    Fragment::Text(text, start) => {
+                        let place = Place { at_start: raw_start + start == 0, after_special };
+                        self.encode_text(text, place, &mut merger, &mut tokens);
+                    }
+                });
+                after_special = false;
             }
         });
         if special.add && self.roles.add_eos {
             tokens.extend(self.roles.eos);
         }
         tokens
+    }
+
+    fn encode_text(&self, text: &str, place: Place, merger: &mut Merger, tokens: &mut Vec<u32>) {
+        match &self.algorithm {
+            Algorithm::Bpe(bpe) => bpe.encode(&self.vocab, text, merger, tokens),
+            Algorithm::CharBpe(bpe) => bpe.encode(&self.vocab, text, place.at_start, merger, tokens),
+            Algorithm::Spm(spm) => spm.encode(&self.vocab, text, place.after_special, merger, tokens),
+        }
     }
 
     /// The tokens of a chat that a template rendered: special texts are parsed, and there is exactly one BOS if the file asks for one,
@@ -166,11 +213,11 @@ impl Tokenizer {
         let text = self.vocab.text(token);
         match (kind, &self.algorithm) {
             (Kind::Control | Kind::Unknown | Kind::Unused, _) => Cow::Borrowed(&[]),
-            (Kind::UserDefined, _) => Cow::Borrowed(text.as_bytes()),
+            (Kind::UserDefined, Algorithm::Bpe(_) | Algorithm::Spm(_)) => Cow::Borrowed(text.as_bytes()),
             (Kind::Byte, _) => byte_of(text).map_or(Cow::Borrowed(text.as_bytes()), |byte| Cow::Owned(vec![byte])),
-            (Kind::Normal, Algorithm::Spm(_)) if !text.contains(spm::SPACE) => Cow::Borrowed(text.as_bytes()),
-            (Kind::Normal, Algorithm::Spm(_)) => Cow::Owned(text.replace(spm::SPACE, " ").into_bytes()),
             (Kind::Normal, Algorithm::Bpe(_)) => Cow::Owned(bytes_of(text)),
+            (Kind::Normal | Kind::UserDefined, _) if !text.contains(spm::SPACE) => Cow::Borrowed(text.as_bytes()),
+            (Kind::Normal | Kind::UserDefined, _) => Cow::Owned(text.replace(spm::SPACE, " ").into_bytes()),
         }
     }
 
@@ -186,7 +233,7 @@ impl Tokenizer {
 
     /// What a token is for; `None` outside the vocabulary.
     pub fn kind(&self, token: u32) -> Option<Kind> {
-        ((token as usize) < self.vocab.len()).then(|| self.vocab.kind(token))
+        ((token as usize) < self.tokens).then(|| self.vocab.kind(token))
     }
 
     /// Whether a token ends a reply.
@@ -196,7 +243,7 @@ impl Tokenizer {
 
     /// The number of tokens in the vocabulary.
     pub fn vocab_len(&self) -> usize {
-        self.vocab.len()
+        self.tokens
     }
 
     /// The token that begins a text.
@@ -213,6 +260,60 @@ impl Tokenizer {
     pub fn adds_bos(&self) -> bool {
         self.roles.add_bos && self.roles.bos.is_some()
     }
+
+    /// Its algorithm, in words.
+    pub fn algorithm(&self) -> &'static str {
+        match &self.algorithm {
+            Algorithm::Bpe(_) => "byte-level BPE",
+            Algorithm::CharBpe(_) => "BPE of characters",
+            Algorithm::Spm(_) => "SentencePiece",
+        }
+    }
+
+    /// What chat templates call special tokens (`bos_token`, `pad_token`), and their texts.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.named.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+}
+
+/// Where a text stands that is encoded.
+#[derive(Clone, Copy)]
+struct Place {
+    at_start: bool,
+    after_special: bool, // or at the start
+}
+
+impl Found {
+    fn nothing() -> Result<Found, Error> {
+        let none = || Specials::new(Order::Leftmost, std::iter::empty());
+        Ok(Found { user_defined: none()?, all: none()? })
+    }
+
+    /// By the kinds of pieces; `strips_spaces` says that most take the spaces after them.
+    fn in_gguf(vocab: &Vocab, strips_spaces: bool) -> Result<Found, Error> {
+        let of = |kinds: &[Kind]| {
+            let tokens = (0..vocab.len() as u32).filter(|&token| kinds.contains(&vocab.kind(token)));
+            Specials::new(
+                Order::Longest,
+                tokens.map(|token| {
+                    let text = vocab.text(token);
+                    let right = strips_spaces && !["<unk>", "<s>", "<|endoftext|>"].contains(&text);
+                    (text, token, Strip { left: false, right })
+                }),
+            )
+        };
+        Ok(Found { user_defined: of(&[Kind::UserDefined])?, all: of(&[Kind::UserDefined, Kind::Control, Kind::Unknown])? })
+    }
+
+    fn specials(&self, special: Special) -> &Specials {
+        if special.parse { &self.all } else { &self.user_defined }
+    }
+}
+
+/// Phi-3's special pieces take the spaces after them, which a GGUF file does not say: llama.cpp goes by the model's name, and so do we.
+fn strips_spaces(file: &GgufFile) -> Result<bool, Error> {
+    let name = file.optional_string("general.name")?.unwrap_or_default().to_ascii_lowercase();
+    Ok(name.contains("phi-3") || name.contains("phi3"))
 }
 
 fn token_key(file: &GgufFile, vocab: &Vocab, name: &str) -> Result<Option<u32>, Error> {

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::gguf::GgufFile;
 
 /// What a space is written as in pieces.
-pub(super) const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: char = '\u{2581}';
 
 /// Scores, and the pieces of single bytes.
 #[derive(Debug)]
@@ -37,9 +37,9 @@ impl Spm {
 
     /// Appends the tokens of `text`; `first` says that it begins the whole text or follows a special piece.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, first: bool, merger: &mut Merger, tokens: &mut Vec<u32>) {
-        let mut escaped = if first && self.space_prefix { SPACE.to_owned() } else { String::new() };
+        let mut escaped: String = (first && self.space_prefix).then_some(SPACE).into_iter().collect();
         escaped.reserve(text.len());
-        escaped.extend(text.chars().map(|c| if c == ' ' { '\u{2581}' } else { c }));
+        escaped.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
         let bytes = escaped.as_bytes();
         merger.clear();
         for c in escaped.chars() {

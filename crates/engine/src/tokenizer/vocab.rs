@@ -47,7 +47,7 @@ pub(super) struct Vocab {
     texts: Texts,
     places: Box<[Place]>,
     kinds: Box<[Kind]>,
-    table: Box<[u32]>, // open addressing; token + 1, 0 is free; at most half full
+    table: Box<[Slot]>, // open addressing, at most half full
     secret: Secret,
     longest_bytes: usize,
 }
@@ -57,6 +57,16 @@ pub(super) struct Vocab {
 enum Texts {
     Mapped(View),
     Owned(Box<[u8]>),
+}
+
+/// A place of the hash table: 0 is free, else the token + 1 and, above its bits, part of the text's hash, which tells most others apart
+/// before their texts are fetched.
+type Slot = u32;
+
+const TOKEN_BITS: u32 = (VOCABULARY_TOKENS_MAX as u32).ilog2() + 1;
+
+fn token_in(slot: Slot) -> Option<u32> {
+    (slot & ((1 << TOKEN_BITS) - 1)).checked_sub(1)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -95,8 +105,8 @@ impl Vocab {
             places,
         };
         for token in 0..vocab.len() as u32 {
-            let slot = vocab.slot(vocab.bytes(token));
-            vocab.table[slot] = token + 1; // of equal texts the last counts
+            let (slot, tag) = vocab.slot(vocab.bytes(token));
+            vocab.table[slot] = tag | (token + 1); // of equal texts the last counts
         }
         vocab
     }
@@ -142,17 +152,23 @@ impl Vocab {
         if text.len() > self.longest_bytes {
             return None;
         }
-        self.table[self.slot(text)].checked_sub(1)
+        token_in(self.table[self.slot(text).0])
     }
 
-    /// Where `text` stands in the table, or the free slot where it would.
-    fn slot(&self, text: &[u8]) -> usize {
-        let mask = self.table.len() - 1;
-        let mut slot = self.secret.hash_one(text) as usize & mask;
-        while self.table[slot] != 0 && self.bytes(self.table[slot] - 1) != text {
-            slot = (slot + 1) & mask;
+    /// Where `text` stands in the table, or the free place where it would, and the tag of its slot.
+    fn slot(&self, text: &[u8]) -> (usize, Slot) {
+        let (mask, hash) = (self.table.len() - 1, self.secret.hash_one(text));
+        let tag = (hash >> 32) as u32 >> TOKEN_BITS << TOKEN_BITS;
+        let mut index = hash as usize & mask;
+        while let slot = self.table[index]
+            && let Some(token) = token_in(slot)
+        {
+            if slot >> TOKEN_BITS == tag >> TOKEN_BITS && self.bytes(token) == text {
+                break;
+            }
+            index = (index + 1) & mask;
         }
-        slot
+        (index, tag)
     }
 }
 
