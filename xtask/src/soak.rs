@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 /// The fuzz targets, as `fuzz/Cargo.toml` names them.
-const FUZZ_TARGETS: [&str; 7] = ["gguf", "safetensors", "snapshot", "head", "journal", "host_calls", "guest_kernel"];
+const FUZZ_TARGETS: [&str; 8] = ["gguf", "safetensors", "folder", "snapshot", "head", "journal", "host_calls", "guest_kernel"];
 
 /// Fuzzes every target, runs the property tests with many cases, and the kernels under qemu.
 pub fn soak(fuzz_seconds: u32) -> Result<()> {

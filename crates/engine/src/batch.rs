@@ -86,6 +86,7 @@ pub(crate) struct Plan {
     pub(crate) rows: Vec<Row>,
     pub(crate) tokens: Vec<u32>,    // (row)
     pub(crate) outputs: Vec<usize>, // rows whose logits are wanted
+    long: bool,                     // whether their contexts are long ones
 }
 
 impl Batch {
@@ -171,7 +172,7 @@ impl Batch {
         let Some(layout) = self.plan.fill(work, self.pass_max(work)) else { return Ok(false) };
         let answer = match &mut self.place {
             Place::Cpu(scratch) => {
-                scratch.rotations.clear();
+                scratch.rotations.clear(self.plan.long);
                 let mut step = Step { cpu: self.model.cpu(), layout, plan: &self.plan, scratch, work };
                 self.model.decoder().forward(&mut step);
                 Answer { logits: &scratch.logits, tokens: &[], wrote_shared: false }
@@ -190,7 +191,7 @@ impl Batch {
 }
 
 impl Plan {
-    /// Takes up to `rows_max` rows that are still to be evaluated, of sessions that store their KV alike; nothing if none is left.
+    /// Takes up to `rows_max` rows that are still to be evaluated, of sessions that turn and store their keys alike; nothing if none is left.
     fn fill(&mut self, work: &[Work<'_>], (rows_max, outputs_max): (usize, usize)) -> Option<KvLayout> {
         self.rows.clear();
         self.tokens.clear();
@@ -199,7 +200,13 @@ impl Plan {
         for (index, w) in work.iter().enumerate() {
             let (tokens, first) = (w.session.tokens(), w.session.evaluated());
             let take = (tokens.len() - first).min(rows_max - self.rows.len());
-            if take == 0 || *layout.get_or_insert(w.session.kv_layout()) != w.session.kv_layout() {
+            if take == 0 {
+                continue;
+            }
+            if layout.is_none() {
+                (layout, self.long) = (Some(w.session.kv_layout()), w.session.is_long());
+            }
+            if layout != Some(w.session.kv_layout()) || self.long != w.session.is_long() {
                 continue;
             }
             for position in first..first + take {
@@ -326,6 +333,11 @@ impl Pass for Step<'_, '_> {
         project(self.cpu, w.q, &s.normed, rows, &mut s.query);
         project(self.cpu, w.k, &s.normed, rows, &mut s.key);
         project(self.cpu, w.v, &s.normed, rows, &mut s.value);
+        for (bias, out) in [(w.q_bias, &mut s.query), (w.k_bias, &mut s.key), (w.v_bias, &mut s.value)] {
+            if let Some(bias) = bias {
+                self.cpu.add_rows(out, bias);
+            }
+        }
         if let Some(weight) = w.q_norm {
             norm_heads(self.cpu, &mut s.query, &mut s.rotated, weight, eps);
         }
@@ -359,7 +371,7 @@ impl Pass for Step<'_, '_> {
         self.cpu.add(&mut self.scratch.residual, &self.scratch.branch);
     }
 
-    fn logits(&mut self, norm: &[f32], eps: f32, output: &Matrix) {
+    fn logits(&mut self, norm: &[f32], eps: f32, output: &Matrix, cap: Option<f32>) {
         let s = &mut *self.scratch;
         let width = norm.len();
         for (to, &from) in self.plan.outputs.iter().enumerate() {
@@ -373,6 +385,9 @@ impl Pass for Step<'_, '_> {
         self.cpu.rms_norm(&s.residual[..self.plan.outputs.len() * width], norm, eps, s.normed.f32_mut());
         self.cpu.quantise(&mut s.normed);
         project(self.cpu, output, &s.normed, self.plan.outputs.len(), &mut s.logits);
+        if let Some(cap) = cap {
+            self.cpu.softcap(&mut s.logits, cap);
+        }
     }
 }
 

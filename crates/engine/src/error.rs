@@ -13,6 +13,14 @@ pub enum Error {
         /// Why.
         source: driftwood_region::Error,
     },
+    /// One of a folder's files is not as it should be.
+    #[error("{file}: {source}")]
+    InFile {
+        /// Its name in the folder.
+        file: String,
+        /// What is wrong.
+        source: Box<Error>,
+    },
     /// A window on mapped memory was refused.
     #[error(transparent)]
     Region(#[from] driftwood_region::Error),

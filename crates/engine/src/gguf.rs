@@ -180,6 +180,15 @@ impl GgufFile {
         Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)))
     }
 
+    /// A key's value as an array of truth values.
+    ///
+    /// # Errors
+    /// [`Error::KeyMissing`] or [`Error::KeyType`].
+    pub fn bools(&self, key: &str) -> Result<impl ExactSizeIterator<Item = bool> + '_, Error> {
+        let array = required(key, self.typed(key, "an array of bools", |v| v.as_array(|t| t == ValueType::Bool))?)?;
+        Ok(self.bytes()[array.start_bytes..array.end_bytes].iter().map(|byte| *byte != 0))
+    }
+
     fn scalars(&self, array: Array) -> impl ExactSizeIterator<Item = Value> + '_ {
         let element_bytes = array.element.scalar_bytes().expect("a scalar type");
         let bytes = &self.bytes()[array.start_bytes..array.end_bytes];
@@ -606,7 +615,7 @@ fn dtype(tensor: &str, number: u32) -> Result<DType, Error> {
 }
 
 fn place_tensors(region: &Arc<Region>, infos: Vec<TensorInfo<'_>>, data_start: u64) -> Result<BTreeMap<Box<str>, View>, Error> {
-    let mut tensors = BTreeMap::new();
+    let mut tensors: BTreeMap<Box<str>, View> = BTreeMap::new();
     for info in infos {
         let view = place_tensor(region, &info, data_start)?;
         match tensors.entry(info.name.into()) {
@@ -614,7 +623,7 @@ fn place_tensors(region: &Arc<Region>, infos: Vec<TensorInfo<'_>>, data_start: u
             Entry::Occupied(_) => return Err(Error::Duplicate { what: "tensor", name: printable(info.name) }),
         };
     }
-    refuse_overlaps(&tensors)?;
+    refuse_overlaps(tensors.iter().map(|(name, view)| (&**name, view)))?;
     Ok(tensors)
 }
 
@@ -633,8 +642,8 @@ fn place_tensor(region: &Arc<Region>, info: &TensorInfo<'_>, data_start: u64) ->
 }
 
 /// Refuses tensors that share bytes.
-pub(crate) fn refuse_overlaps(tensors: &BTreeMap<Box<str>, View>) -> Result<(), Error> {
-    let mut placed: Vec<_> = tensors.iter().map(|(name, view)| (view.offset_bytes(), view.bytes().len(), name)).collect();
+pub(crate) fn refuse_overlaps<'a>(tensors: impl Iterator<Item = (&'a str, &'a View)>) -> Result<(), Error> {
+    let mut placed: Vec<_> = tensors.map(|(name, view)| (view.offset_bytes(), view.bytes().len(), name)).collect();
     placed.sort_unstable();
     for pair in placed.windows(2) {
         let ((offset, len, first), (next, _, second)) = (pair[0], pair[1]);

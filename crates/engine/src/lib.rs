@@ -4,8 +4,9 @@
 //! sampler. A [`Batch`] evaluates the appended tokens of many sessions in one step. Logits of a position are bit-identical however
 //! they came about: prefilled or decoded, in whatever chunks, alone or in company, before or after a restore or a fork.
 //!
-//! This crate knows no Wasm, no HTTP and no terminal. Layout: `gguf.rs`, `safetensors.rs`, `folder.rs`, `tokenizer/` and `template.rs`
-//! read files, which `source.rs` shows to `models/`, one decoder a file, written in the operations of `pass.rs`. `batch.rs` runs those
+//! This crate knows no Wasm, no HTTP and no terminal. Layout: `gguf.rs`, `safetensors.rs`, `folder/`, `tokenizer/` and `template.rs`
+//! read files, which `source.rs` shows to `models/`, one family a file; `description.rs` tells what they are. Decoders are written in the
+//! operations of `pass.rs`. `batch.rs` runs those
 //! on the CPU, `gpu/` on a graphics processor. `session.rs`, `kv.rs` and `sampler.rs` are a timeline's state, of which
 //! `saved.rs` and `packed.rs` know what is saved and how.
 
@@ -14,6 +15,7 @@
 
 mod batch;
 mod config;
+mod description;
 mod error;
 mod folder;
 pub mod gguf;
@@ -35,6 +37,7 @@ pub mod tokenizer;
 
 pub use batch::{Batch, Logits, Work};
 pub use config::Config;
+pub use description::{Description, FileDescription, Format, LayerKind, TokenizerDescription, describe};
 pub use driftwood_compute::gpu::Timed;
 pub use error::Error;
 pub use model::{Device, Model, Residence};

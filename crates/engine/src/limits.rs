@@ -19,6 +19,8 @@ pub const CONTEXT_TOKENS_MAX: usize = 1 << 20;
 pub const LAYERS_MAX: usize = 1024;
 /// See [`LAYERS_MAX`].
 pub const HEADS_MAX: usize = 1024;
+/// See [`LAYERS_MAX`]: elements of a head.
+pub const HEAD_DIM_MAX: usize = 512;
 /// See [`LAYERS_MAX`]: the longest row of a weight that the kernels take.
 pub const WIDTH_MAX: usize = 32_768;
 
@@ -75,6 +77,8 @@ pub const TEMPLATE_STACK_BYTES: usize = 512 * TEMPLATE_FUEL_MAX as usize;
 pub const TEMPLATE_DEPTH_MAX: usize = 128;
 /// Bytes that a chat template may render on top of the messages' own.
 pub const TEMPLATE_OUTPUT_BYTES_MAX: usize = 16 << 20;
+/// Characters of what a chat template raises that an error shows.
+pub const TEMPLATE_ERROR_CHARS_MAX: usize = 400;
 /// Nesting of a value that a chat template prints as JSON.
 pub const TEMPLATE_JSON_DEPTH_MAX: usize = 64;
 

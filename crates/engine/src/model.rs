@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::gpu::{GpuWeights, Upload, tile_attention};
 use crate::kv::{KvHome, KvPools};
 use crate::models::{self, Decoder};
-use crate::source;
+use crate::source::{self, Source};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use driftwood_compute::gpu::Gpu;
@@ -69,16 +69,11 @@ impl Model {
         let device = device.into();
         let source = source::open(path)?;
         let (config, decoder) = models::load(&*source)?;
-        let tokenizer = source.tokenizer()?;
-        if tokenizer.vocab_len() > config.vocabulary {
-            return Err(Error::Tokenizer {
-                why: format!("it has {} tokens, the model's embedding {}", tokenizer.vocab_len(), config.vocabulary),
-            });
-        }
+        let tokenizer = tokenizer(&*source, &config)?;
         let template = source.chat_template().and_then(|t| ChatTemplate::new(t, config.architecture, &tokenizer));
         let model = Model {
             name: name.to_owned(),
-            files: source.files(),
+            files: source.files().into_iter().map(|(_, file)| file).collect(),
             config,
             decoder,
             tokenizer,
@@ -214,4 +209,9 @@ impl Model {
     pub(crate) fn decoder(&self) -> &dyn Decoder {
         &*self.decoder
     }
+}
+
+/// The tokenizer of a model, which knows no token that the embedding has no row for.
+pub(crate) fn tokenizer(source: &dyn Source, config: &Config) -> Result<Tokenizer, Error> {
+    source.tokenizer()?.with_rows(config.vocabulary)
 }

@@ -23,8 +23,8 @@ pub(crate) trait Pass {
     fn feed_forward(&mut self, gate: &Matrix, up: &Matrix, down: &Matrix, activation: Gate);
     /// residual += branch.
     fn add(&mut self);
-    /// logits = output(norm(residual)), for the rows whose logits are wanted.
-    fn logits(&mut self, norm: &[f32], eps: f32, output: &Matrix);
+    /// logits = output(norm(residual)), for the rows whose logits are wanted; then cap * tanh(logits / cap), where there is a cap.
+    fn logits(&mut self, norm: &[f32], eps: f32, output: &Matrix, cap: Option<f32>);
 }
 
 /// The activation of a gated feed-forward.
@@ -40,6 +40,10 @@ pub(crate) struct AttentionWeights<'a> {
     pub k: &'a Matrix,
     pub v: &'a Matrix,
     pub o: &'a Matrix,
+    /// What is added to Q, K and V: (rows of the projection).
+    pub q_bias: Option<&'a [f32]>,
+    pub k_bias: Option<&'a [f32]>,
+    pub v_bias: Option<&'a [f32]>,
     /// RMS norms over each head of Q and K.
     pub q_norm: Option<&'a [f32]>,
     pub k_norm: Option<&'a [f32]>,

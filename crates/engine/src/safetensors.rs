@@ -14,8 +14,20 @@ use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 
-/// Tensors by name. Extents are outermost first: a weight is (rows, row_len).
-pub type Tensors = BTreeMap<Box<str>, View>;
+/// Tensors by name.
+pub type Tensors = BTreeMap<Box<str>, Tensor>;
+
+/// A tensor of a mapped file.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Its elements. Extents are outermost first: a weight is (rows, row_len).
+    pub view: View,
+    /// Its element type, where that is none that this crate reads: the view is of plain bytes then, and nothing is known of its shape.
+    pub opaque: Option<Box<str>>,
+}
+
+/// What a Git checkout without Git LFS has in place of a large file.
+const POINTER: &[u8] = b"version https://git-lfs";
 
 /// Bytes of the length that a file begins with.
 const LENGTH_BYTES: usize = 8;
@@ -23,7 +35,7 @@ const LENGTH_BYTES: usize = 8;
 /// The tensors of a mapped file.
 ///
 /// # Errors
-/// If the file is truncated, contradicts the format, exceeds a limit, or has an element type that this crate does not read.
+/// If the file is truncated, contradicts the format or exceeds a limit.
 pub fn parse(region: &Arc<Region>) -> Result<Tensors, Error> {
     let file = View::whole(region)?;
     let (json, data_start) = header(file.bytes())?;
@@ -33,19 +45,22 @@ pub fn parse(region: &Arc<Region>) -> Result<Tensors, Error> {
     }
     let mut tensors = Tensors::new();
     for (name, stored) in entries {
-        let view = place(region, &name, &stored, data_start)?;
+        let tensor = place(region, &name, &stored, data_start)?;
         match tensors.entry(name.into()) {
-            Entry::Vacant(entry) => entry.insert(view),
+            Entry::Vacant(entry) => entry.insert(tensor),
             Entry::Occupied(entry) => return Err(Error::Duplicate { what: "tensor", name: printable(entry.key()) }),
         };
     }
-    refuse_overlaps(&tensors)?;
+    refuse_overlaps(tensors.iter().map(|(name, tensor)| (&**name, &tensor.view)))?;
     Ok(tensors)
 }
 
 /// The header's JSON, and where data begins.
 fn header(file: &[u8]) -> Result<(&[u8], usize), Error> {
     let file_bytes = file.len() as u64;
+    if file.starts_with(POINTER) {
+        return Err(malformed("it is a Git LFS pointer, not the weights; fetch them with `git lfs pull`".to_owned()));
+    }
     let truncated = |what, offset_bytes, need_bytes| Error::Truncated { what, offset_bytes, need_bytes, file_bytes };
     let length = *file.first_chunk::<LENGTH_BYTES>().ok_or_else(|| truncated("the header's length", 0, LENGTH_BYTES as u64))?;
     let header_bytes = u64::from_le_bytes(length);
@@ -57,33 +72,34 @@ fn header(file: &[u8]) -> Result<(&[u8], usize), Error> {
     Ok((json, end))
 }
 
-fn place(region: &Arc<Region>, name: &str, stored: &Stored, data_start: usize) -> Result<View, Error> {
+fn place(region: &Arc<Region>, name: &str, stored: &Stored, data_start: usize) -> Result<Tensor, Error> {
     let tensor = || printable(name);
-    let dtype = dtype(name, &stored.dtype)?;
-    let extents: Option<Vec<usize>> = stored.shape.iter().map(|&e| usize::try_from(e).ok()).collect();
-    let shape = extents.and_then(|e| Shape::new(&e)).ok_or_else(|| {
+    let [start, end] = stored.data_offsets;
+    let out_of_order = || malformed(format!("tensor `{}` lies from byte {start} to {end}", tensor()));
+    let stored_bytes = end.checked_sub(start).ok_or_else(out_of_order)?;
+    let known = TYPES.into_iter().find(|t| t.name() == &*stored.dtype);
+    let (dtype, extents) = match known {
+        Some(dtype) => (dtype, &stored.shape[..]),
+        None => (DType::U8, &[stored_bytes][..]),
+    };
+    let shape = extents.iter().map(|&e| usize::try_from(e).ok()).collect::<Option<Vec<_>>>().and_then(|e| Shape::new(&e));
+    let shape = shape.ok_or_else(|| {
         malformed(format!("tensor `{}` has more than {} extents, or more elements than the address space", tensor(), Shape::RANK_MAX))
     })?;
-    let [start, end] = stored.data_offsets;
     let need_bytes = dtype.bytes_of(shape.row_len()).and_then(|b| b.checked_mul(shape.rows())).map(|b| b as u64);
-    if need_bytes.is_none() || end.checked_sub(start) != need_bytes {
+    if need_bytes != Some(stored_bytes) {
         return Err(malformed(format!("tensor `{}` of shape {shape:?} and type {dtype} lies from byte {start} to {end}", tensor())));
     }
     let (offset_bytes, file_bytes) = ((data_start as u64).saturating_add(start), region.open_bytes() as u64);
     if (data_start as u64).checked_add(end).is_none_or(|end| end > file_bytes) {
-        return Err(Error::TensorOutside { tensor: tensor(), offset_bytes, need_bytes: end - start, file_bytes });
+        return Err(Error::TensorOutside { tensor: tensor(), offset_bytes, need_bytes: stored_bytes, file_bytes });
     }
-    Ok(View::new(region, offset_bytes as usize, dtype, shape)?)
+    let view = View::new(region, offset_bytes as usize, dtype, shape)?;
+    Ok(Tensor { view, opaque: known.is_none().then(|| stored.dtype.as_str().into()) })
 }
 
-fn dtype(tensor: &str, name: &str) -> Result<DType, Error> {
-    const TYPES: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::U32, DType::U8, DType::I8];
-    TYPES.into_iter().find(|t| t.name() == name).ok_or_else(|| Error::TensorType {
-        tensor: printable(tensor),
-        got: printable(name),
-        supported: TYPES.map(DType::name).join(", "),
-    })
-}
+/// The element types that are read.
+const TYPES: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::U32, DType::U8, DType::I8];
 
 fn malformed(why: String) -> Error {
     Error::Malformed { why }

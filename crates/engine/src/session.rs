@@ -17,7 +17,8 @@ use std::sync::Arc;
 pub struct SessionOptions {
     /// How keys and values are stored.
     pub kv: KvDType,
-    /// The most tokens it may hold; 0 for the model's own context.
+    /// The most tokens it may hold; 0 for the model's own context. A longer one is possible with some models, and turns keys otherwise from
+    /// the first token on.
     pub context_max: usize,
 }
 
@@ -49,8 +50,11 @@ impl Session {
     /// # Errors
     /// If the model cannot serve such a context or there is no memory for KV.
     pub fn open(model: &Arc<Model>, options: SessionOptions) -> Result<Session, Error> {
-        let limit = model.config().context_max.min(CONTEXT_TOKENS_MAX);
-        let context_max = if options.context_max == 0 { limit } else { options.context_max };
+        let config = model.config();
+        // Devices turn keys by one table for all sessions, which is that of contexts that are not long.
+        let long_max = config.context_long_max.filter(|_| model.device().gpu.is_none());
+        let limit = long_max.unwrap_or(config.context_max).min(CONTEXT_TOKENS_MAX);
+        let context_max = if options.context_max == 0 { config.context_max.min(limit) } else { options.context_max };
         if context_max > limit {
             return Err(Error::ContextTooLong { asked: context_max, limit });
         }
@@ -176,11 +180,17 @@ impl Session {
     ///
     /// KV that was restored from a place with other numerics keeps their id in front, joined with `+`: `.../exact/kv-f32+.../fast/kv-f32`.
     pub fn numerics_id(&self) -> String {
-        let here = self.model.numerics_id(self.kv.layout().dtype);
+        let long = if self.is_long() { "/long" } else { "" };
+        let here = format!("{}{long}", self.model.numerics_id(self.kv.layout().dtype));
         match &self.past_numerics {
             None => here,
             Some(past) => format!("{past}+{here}"),
         }
+    }
+
+    /// Whether its context is longer than its model has without being told: see [`crate::Config::context_long_max`].
+    pub(crate) fn is_long(&self) -> bool {
+        self.context_max > self.model.config().context_max
     }
 
     /// Tokens still to be evaluated before there are logits: at least one, since logits are not kept.

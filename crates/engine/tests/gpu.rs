@@ -1,11 +1,20 @@
-//! On the GPU, too, results do not depend on company, and a session moves between devices.
+//! On the GPU, too, every family answers as transformers does, results do not depend on company, and a session moves between devices.
+//!
+//! Where the GPU multiplies tiles, `cargo test -p driftwood-engine --test gpu -- --include-ignored` runs the families on tiles, too, and
+//! `cargo test -p driftwood-compute --lib gpu -- --include-ignored` their kernels.
 
+#[path = "common/expected.rs"]
+mod expected;
 #[path = "common/models.rs"]
 mod models;
 
-use driftwood_compute::{Arithmetic, KvDType, Simd};
+use driftwood_compute::gpu::Gpu;
+use driftwood_compute::{Arithmetic, Cpu, KvDType, Simd};
 use driftwood_engine::tokenizer::Special;
-use driftwood_engine::{Batch, Logits, Model, RestoredBlock, RestoredSession, Sampler, SamplerParams, Session, SessionOptions, Work};
+use driftwood_engine::{
+    Batch, Device, Logits, Model, RestoredBlock, RestoredSession, Sampler, SamplerParams, Session, SessionOptions, Work,
+};
+use expected::{CONTEXT_TOKENS, Expected, LOGIT_TOLERANCE, rows};
 use std::sync::{Arc, LazyLock};
 
 /// One model for all tests of this file: kernels are compiled once.
@@ -218,4 +227,130 @@ fn a_session_moves_between_cpu_and_gpu() {
 fn the_numerics_id_names_gpu_and_driver() {
     let id = SMOLLM2.numerics_id(KvDType::F16);
     assert!(id.starts_with("gpu-") && id.ends_with("/fast/kv-f16") && !id.contains(' ') && !id.contains('+'), "{id}");
+}
+
+/// Each tiny model on one device, for one arithmetic and KV type.
+struct Families {
+    gpu: Arc<Gpu>,
+    arithmetic: Arithmetic,
+    kv: KvDType,
+}
+
+impl Families {
+    fn new(arithmetic: Arithmetic, kv: KvDType) -> Families {
+        Families { gpu: Gpu::open(None).expect("tests of the GPU need a Vulkan driver"), arithmetic, kv }
+    }
+
+    fn open(&self, id: &str, container: &str) -> Arc<Model> {
+        let cpu = Arc::new(Cpu::new(2, Simd::detect(), self.arithmetic));
+        let device = Device { cpu, gpu: Some(self.gpu.clone()) };
+        Model::open(id, &models::path(&format!("tiny/{id}/{container}")), device).unwrap_or_else(|e| panic!("{id} {container}: {e}"))
+    }
+
+    fn session(&self, model: &Arc<Model>) -> Session {
+        Session::open(model, SessionOptions { kv: self.kv, context_max: CONTEXT_TOKENS }).unwrap()
+    }
+
+    /// Logits of every position, (position, vocabulary), evaluated in chunks of so many tokens.
+    fn evaluated(&self, model: &Arc<Model>, ids: &[u32], chunk: usize) -> Vec<f32> {
+        let (mut session, mut batch) = (self.session(model), Batch::new(model));
+        let parts = ids.chunks(chunk).map(|part| {
+            let mut logits = vec![f32::NAN; part.len() * model.config().vocabulary];
+            session.append(part).unwrap();
+            batch.step(&mut [Work::new(&mut session, Logits::All(&mut logits))]).unwrap();
+            logits
+        });
+        parts.collect::<Vec<_>>().concat()
+    }
+
+    /// What `judge` has against a model's logits and transformers', or how the bits depend on chunks.
+    fn faults(&self, (id, container): (&str, &str), judge: impl Fn(&[f32], &[f32]) -> Option<String>) -> Vec<String> {
+        let (model, expected) = (self.open(id, container), Expected::read(id));
+        let (set, vocabulary) = (expected.json["containers"][container].as_str().unwrap(), model.config().vocabulary);
+        let mut faults = Vec::new();
+        for (prompt, ids, positions) in expected.with_logits() {
+            let at_once = self.evaluated(&model, &ids, ids.len());
+            let got: Vec<f32> = positions.iter().flat_map(|position| &at_once[position * vocabulary..][..vocabulary]).copied().collect();
+            faults.extend(judge(&got, &expected.logits(set, prompt)).map(|why| format!("{id} {container}, prompt {prompt}: {why}")));
+            for chunk in [1, 7] {
+                if self.evaluated(&model, &ids, chunk) != at_once {
+                    faults.push(format!("{id} {container}, prompt {prompt}: other bits in chunks of {chunk}"));
+                }
+            }
+        }
+        faults
+    }
+
+    /// Whether the tokens that steps choose are those of their logits: caps come before the choice.
+    fn chooses_from_its_logits(&self, id: &str, container: &str) -> bool {
+        let (model, expected) = (self.open(id, container), Expected::read(id));
+        let (_, ids, _) = expected.with_logits().next().unwrap();
+        let mut batch = Batch::new(&model);
+        [0.0, 0.9].into_iter().all(|temperature| {
+            let mut start = self.session(&model);
+            start.set_sampler(Sampler::new(SamplerParams { temperature, seed: 5, ..Default::default() }).unwrap());
+            start.append(&ids).unwrap();
+            let [by_logits, by_step] = [false, true].map(|step| generated(&mut batch, &mut start.fork(), 12, |_| step));
+            by_logits == by_step
+        })
+    }
+}
+
+/// Float kernels: as near to transformers as the CPU's.
+#[test]
+fn families_answer_as_transformers_on_the_gpu() {
+    let families = Families::new(Arithmetic::Exact, KvDType::F32);
+    let faults = rows().flat_map(|row| {
+        families.faults(row, |got, want| {
+            let most = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, |most: f32, x| if x <= most { most } else { x });
+            (most.is_nan() || most > LOGIT_TOLERANCE).then(|| format!("differs by {most}"))
+        })
+    });
+    let faults: Vec<_> = faults.collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// MLX's tensors are read as they are: a copy in floats would be several times as long as the file.
+#[test]
+fn groups_are_not_unpacked_on_the_gpu() {
+    let families = Families::new(Arithmetic::Exact, KvDType::F32);
+    for container in ["mlx-4-64", "mlx-3-32", "mlx-8-32"] {
+        let model = families.open("llama", container);
+        families.evaluated(&model, &[1, 2, 3], 3);
+        let (copied, weights) = (model.residence(KvDType::F32).copied_weight_bytes, model.file_bytes());
+        let most = if families.gpu.info().unified { weights / 8 } else { weights };
+        assert!(copied < most, "{container}: {copied} bytes copied of {weights}");
+    }
+}
+
+/// How far logits on tiles may be from transformers', on average, as a share of their size: weights and activations are half floats.
+const TILES_SHARE_MAX: f64 = 0.03;
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn families_on_tiles_are_near_transformers() {
+    let families = Families::new(Arithmetic::Fast, KvDType::F16);
+    assert!(families.gpu.info().cooperative, "{:?} multiplies no tiles", families.gpu.info());
+    let mut faults = Vec::new();
+    for (id, container) in rows() {
+        if families.open(id, container).logits_device().is_none() {
+            faults.push(format!("{id} {container}: not on tiles"));
+        }
+        faults.extend(families.faults((id, container), |got, want| {
+            let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+            let apart = squares(&mut got.iter().zip(want).map(|(a, b)| a - b));
+            let share = (apart / squares(&mut want.iter().copied())).sqrt();
+            (share.is_nan() || share > TILES_SHARE_MAX).then(|| format!("off by {share:.4} of their size"))
+        }));
+        if !families.chooses_from_its_logits(id, container) {
+            faults.push(format!("{id} {container}: steps choose other tokens than their logits say"));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn steps_of_capped_models_choose_from_capped_logits_on_the_gpu() {
+    let families = Families::new(Arithmetic::Exact, KvDType::F32);
+    assert!(families.chooses_from_its_logits("gemma2", "bf16"));
 }

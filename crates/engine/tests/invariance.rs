@@ -18,7 +18,9 @@ fn prose(model: &Model, count: usize) -> Vec<u32> {
 }
 
 fn open_session(model: &Arc<Model>, kv: KvDType) -> Session {
-    Session::open(model, SessionOptions { kv, context_max: 2048 }).unwrap()
+    let config = model.config();
+    let context_max = config.context_long_max.unwrap_or(config.context_max).min(2048);
+    Session::open(model, SessionOptions { kv, context_max }).unwrap()
 }
 
 fn logits_of(batch: &mut Batch, session: &mut Session) -> Vec<u32> {
@@ -77,6 +79,13 @@ fn chunks_do_not_matter_for_gemma3_beyond_its_window() {
 }
 
 #[test]
+fn chunks_do_not_matter_for_any_family() {
+    for file in models::FAMILIES {
+        chunks_agree(file, 150, &[1, 7, 64]);
+    }
+}
+
+#[test]
 fn one_by_one_past_gemmas_window() {
     let model = models::open(models::GEMMA3, 2, Simd::detect(), Arithmetic::Fast);
     let tokens = prose(&model, 530);
@@ -85,7 +94,8 @@ fn one_by_one_past_gemmas_window() {
 
 #[test]
 fn threads_and_simd_paths_do_not_matter() {
-    for (file, count) in [(models::SMOLLM2, 140), (models::GEMMA3, 90)] {
+    let tiny = models::FAMILIES.map(|file| (file, 80));
+    for (file, count) in [(models::SMOLLM2, 140), (models::GEMMA3, 90)].into_iter().chain(tiny) {
         let reference = models::open(file, 1, Simd::Portable, Arithmetic::Fast);
         let tokens = prose(&reference, count);
         let expected = at_once(&reference, KvDType::F16, &tokens);
@@ -101,7 +111,7 @@ fn threads_and_simd_paths_do_not_matter() {
 
 #[test]
 fn a_batch_of_eight_is_eight_alone() {
-    for file in [models::SMOLLM2, models::GEMMA3] {
+    for file in [models::SMOLLM2, models::GEMMA3].into_iter().chain(models::FAMILIES) {
         let model = models::open(file, 2, Simd::detect(), Arithmetic::Fast);
         let tokens = prose(&model, 200);
         let parts: Vec<&[u32]> = (0..8).map(|i| &tokens[i * 3..i * 3 + 20 + i * 19]).collect();
@@ -173,36 +183,44 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 4..24)
 }
 
-static MODEL: LazyLock<Arc<Model>> = LazyLock::new(|| models::open(models::SMOLLM2, 2, Simd::detect(), Arithmetic::Fast));
-static KNOWN: LazyLock<Mutex<HashMap<Vec<u32>, Vec<u32>>>> = LazyLock::new(Mutex::default);
+static MODELS: LazyLock<Vec<Arc<Model>>> = LazyLock::new(|| {
+    let files = [models::SMOLLM2].into_iter().chain(models::FAMILIES);
+    files.map(|file| models::open(file, 2, Simd::detect(), Arithmetic::Fast)).collect()
+});
+/// Bits of logits, by the model's index and the tokens.
+type Known = HashMap<(usize, Vec<u32>), Vec<u32>>;
+static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
 
-fn expected(tokens: &[u32]) -> Vec<u32> {
-    let known = KNOWN.lock().unwrap().get(tokens).cloned();
+/// What a fresh session says after these tokens, on the model of this index.
+fn expected(model: usize, tokens: &[u32]) -> Vec<u32> {
+    let key = (model, tokens.to_vec());
+    let known = KNOWN.lock().unwrap().get(&key).cloned();
     known.unwrap_or_else(|| {
-        let logits = at_once(&MODEL, KvDType::F16, tokens);
-        KNOWN.lock().unwrap().insert(tokens.to_vec(), logits.clone());
+        let logits = at_once(&MODELS[model], KvDType::F16, tokens);
+        KNOWN.lock().unwrap().insert(key, logits.clone());
         logits
     })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_life_gives_the_bits_of_a_fresh_one(events in events(), seed in 0usize..50) {
-        let text = prose(&MODEL, 1200);
-        let (mut batch, mut sessions, mut current) = (Batch::new(&MODEL), vec![open_session(&MODEL, KvDType::F16)], 0);
+    fn any_life_gives_the_bits_of_a_fresh_one(events in events(), seed in 0usize..50, which in 0..MODELS.len()) {
+        let model = &MODELS[which];
+        let text = prose(model, 1200);
+        let (mut batch, mut sessions, mut current) = (Batch::new(model), vec![open_session(model, KvDType::F16)], 0);
         for event in events {
             let count = sessions.len();
             let session = &mut sessions[current];
             match event {
                 Event::Append(n) => {
                     let from = (seed * 13 + session.tokens().len() * 7 + current * 31) % 1000;
-                    session.append(&text[from..from + n]).unwrap();
+                    session.append(&text[from..from + n.min(session.room())]).unwrap();
                 }
                 Event::Step if !session.tokens().is_empty() => {
                     let got = logits_of(&mut batch, session);
-                    prop_assert!(got == expected(session.tokens()), "after a step");
+                    prop_assert!(got == expected(which, session.tokens()), "after a step");
                 }
                 Event::StepAll => {
                     let mut work: Vec<_> = sessions.iter_mut().map(|s| Work::new(s, Logits::None)).collect();
@@ -222,7 +240,7 @@ proptest! {
             }
         }
         for session in sessions.iter_mut().filter(|s| !s.tokens().is_empty()) {
-            prop_assert!(logits_of(&mut batch, session) == expected(session.tokens()), "at the end");
+            prop_assert!(logits_of(&mut batch, session) == expected(which, session.tokens()), "at the end");
         }
     }
 }

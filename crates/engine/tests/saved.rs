@@ -14,6 +14,11 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::sync::{Arc, LazyLock};
 
+/// The real one first.
+static MODELS: LazyLock<Vec<Arc<Model>>> = LazyLock::new(|| {
+    let tiny = models::FAMILIES.map(|file| models::open(file, 2, Simd::detect(), Arithmetic::Fast));
+    [MODEL.clone()].into_iter().chain(tiny).collect()
+});
 static MODEL: LazyLock<Arc<Model>> = LazyLock::new(|| models::open(models::SMOLLM2, 2, Simd::detect(), Arithmetic::Fast));
 
 fn options(kv: KvDType) -> SessionOptions {
@@ -22,7 +27,7 @@ fn options(kv: KvDType) -> SessionOptions {
 
 /// `count` tokens; others for another `seed`.
 fn tokens(seed: usize, count: usize) -> Vec<u32> {
-    (0..count).map(|i| 100 + ((seed * 7919 + i * 104_729) % 20_011) as u32).collect()
+    (0..count).map(|i| 100 + ((seed * 7919 + i * 104_729) % 199) as u32).collect()
 }
 
 /// A session whose tokens are all evaluated.
@@ -126,13 +131,15 @@ fn rewritten_rows_are_in_no_piece() {
     for kv in [KvDType::F16, KvDType::Q8] {
         for (evaluated, kept, new) in [(40, 20, 30), (40, 33, 2), (64, 63, 1), (64, 10, 54), (130, 64, 70), (130, 100, 28), (20, 0, 20)] {
             let mut store = Store::default();
-            let mut session = session_of(&MODEL, kv, &tokens(1, evaluated));
-            store.save_and_note(&session);
-            session.truncate(kept).unwrap();
-            go_on(&mut session, &tokens(2, new));
-            let (saved, taken) = store.save(&session);
-            assert!(taken.iter().sum::<usize>() >= new, "{evaluated} {kept} {new}");
-            assert_fresh(store.restore(&session, saved.blocks(), false, &MODEL), kv);
+            for model in &*MODELS {
+                let mut session = session_of(model, kv, &tokens(1, evaluated));
+                store.save_and_note(&session);
+                session.truncate(kept).unwrap();
+                go_on(&mut session, &tokens(2, new));
+                let (saved, taken) = store.save(&session);
+                assert!(taken.iter().sum::<usize>() >= new, "{evaluated} {kept} {new}");
+                assert_fresh(store.restore(&session, saved.blocks(), false, model), kv);
+            }
         }
     }
 }
@@ -387,9 +394,10 @@ impl Line {
 
     /// Evaluates the last token again.
     fn reread(&mut self) {
-        let mut logits = vec![0.0; MODEL.config().vocabulary];
+        let model = self.session.model().clone();
+        let mut logits = vec![0.0; model.config().vocabulary];
         let evaluated = self.session.evaluated();
-        Batch::new(&MODEL).step(&mut [Work::new(&mut self.session, Logits::Last(&mut logits))]).unwrap();
+        Batch::new(&model).step(&mut [Work::new(&mut self.session, Logits::Last(&mut logits))]).unwrap();
         self.rows += 1 + (evaluated - 1) % 64;
     }
 
@@ -419,7 +427,7 @@ fn save(store: &mut Store, lines: &mut [Line], current: usize, note: bool, map: 
     let compacted = (0..noted.len()).filter(|block| noted[*block] == 1 && line.may_be_compacted(*block)).count();
     let (cost, allowed) = (taken.iter().sum::<usize>(), line.rows + 64 * compacted);
     assert!(cost <= allowed, "{cost} rows were saved, {allowed} may be");
-    let restored = store.restore(&line.session, saved.blocks(), map, &MODEL);
+    let restored = store.restore(&line.session, saved.blocks(), map, line.session.model());
     assert!(next_logits(restored) == next_logits(line.session.fork()), "what was saved is not what there is");
     if note {
         saved.note();
@@ -429,12 +437,12 @@ fn save(store: &mut Store, lines: &mut [Line], current: usize, note: bool, map: 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, rng_seed: RngSeed::Fixed(21), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, rng_seed: RngSeed::Fixed(21), ..ProptestConfig::default() })]
 
     #[test]
-    fn any_life_is_saved_once_and_well(events in events()) {
+    fn any_life_is_saved_once_and_well(events in events(), which in 0..MODELS.len()) {
         let mut store = Store::default();
-        let session = Session::open(&MODEL, options(KvDType::F16)).unwrap();
+        let session = Session::open(&MODELS[which], options(KvDType::F16)).unwrap();
         let (mut lines, mut current) = (vec![Line { session, rows: 0, noted: Vec::new() }], 0);
         for (at, event) in events.into_iter().enumerate() {
             let count = lines.len();
@@ -462,7 +470,7 @@ proptest! {
         }
         for line in lines {
             let (saved, _) = store.save(&line.session);
-            assert_fresh(store.restore(&line.session, saved.blocks(), true, &MODEL), KvDType::F16);
+            assert_fresh(store.restore(&line.session, saved.blocks(), true, &MODELS[which]), KvDType::F16);
         }
     }
 }

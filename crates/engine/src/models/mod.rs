@@ -1,11 +1,22 @@
-//! Model families: one file each, read top to bottom; this table is the only place that lists them.
+//! Model families: one file each; [`FAMILIES`] is the only place that lists them.
+//!
+//! A family says where it differs: which parts a layer has, what its containers leave unsaid, and what its folders call things.
+//! `decoder.rs` reads those parts and is the one function that all families run.
 
+mod decoder;
+mod gemma2;
 mod gemma3;
 mod llama;
+mod mistral;
+mod phi3;
+mod qwen2;
+mod qwen3;
 
 use crate::Error;
 use crate::config::Config;
+use crate::folder::names::Names;
 use crate::pass::Pass;
+use crate::rope::{Rope, RopeLayers, RopePairs};
 use crate::source::Source;
 use driftwood_compute::Matrix;
 use driftwood_region::DType;
@@ -23,25 +34,71 @@ pub(crate) trait Decoder: Send + Sync + std::fmt::Debug {
 /// What a family makes of a file.
 pub(crate) type Loaded = (Config, Box<dyn Decoder>);
 
-/// How a family reads a file.
-type Load = fn(&dyn Source) -> Result<Loaded, Error>;
+/// A family of models.
+#[derive(Debug)]
+pub(crate) struct Family {
+    /// What GGUF calls it, and this crate.
+    pub(crate) architecture: &'static str,
+    /// What the `model_type` of its `config.json` may be.
+    pub(crate) model_types: &'static [&'static str],
+    /// How it reads a container.
+    pub(crate) load: fn(&dyn Source) -> Result<Loaded, Error>,
+    /// How its folders put things.
+    pub(crate) folder: Dialect,
+}
 
-/// An architecture and the family that reads it.
-const FAMILIES: &[(&str, Load)] = &[("gemma3", gemma3::load), ("llama", llama::load)];
+/// What folders of a family say in their own way.
+#[derive(Debug)]
+pub(crate) struct Dialect {
+    /// The tensors of a layer, under GGUF's names and their own.
+    pub(crate) layer_names: &'static [Names],
+    /// What norms add to their stored weights.
+    pub(crate) norm_offset: f32,
+    /// Whether the embedding is the output where `tie_word_embeddings` is not said.
+    pub(crate) tied: bool,
+    /// The key of the feed-forward's activation, and the only one that is computed.
+    pub(crate) activation: (&'static str, &'static str),
+    /// Which layers see a window.
+    pub(crate) windows: Windows,
+    /// Numbers of `config.json` that may be left out.
+    pub(crate) defaults: &'static [(&'static str, f64)],
+}
+
+/// Which layers see a sliding window, where a container says no more than how long it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Windows {
+    /// None.
+    Never,
+    /// All.
+    All,
+    /// All but each so-many-th.
+    AllButEach(usize),
+    /// Those from `max_window_layers` on, if `use_sliding_window` says so.
+    Switched,
+}
+
+/// Every family, by its architecture.
+pub(crate) const FAMILIES: [&Family; 7] =
+    [&gemma2::FAMILY, &gemma3::FAMILY, &llama::FAMILY, &mistral::FAMILY, &phi3::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+
+/// The family of this architecture.
+///
+/// # Errors
+/// If there is none here.
+pub(crate) fn family(architecture: &str) -> Result<&'static Family, Error> {
+    FAMILIES.into_iter().find(|family| family.architecture == architecture).ok_or_else(|| Error::Unsupported {
+        what: "architecture",
+        got: crate::gguf::printable(architecture),
+        supported: FAMILIES.map(|family| family.architecture).join(", "),
+    })
+}
 
 /// Reads a model of any known family.
 ///
 /// # Errors
 /// If the architecture is unknown or the file is not what its family expects.
 pub(crate) fn load(file: &dyn Source) -> Result<Loaded, Error> {
-    let architecture = file.architecture()?;
-    match FAMILIES.iter().find(|(name, _)| *name == architecture) {
-        Some((_, load)) => load(file),
-        None => {
-            let known: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
-            Err(Error::Unsupported { what: "architecture", got: architecture.to_owned(), supported: known.join(", ") })
-        }
-    }
+    (family(file.architecture()?)?.load)(file)
 }
 
 /// A weight of exactly `rows` by `row_len` elements.
@@ -51,7 +108,8 @@ fn matrix(file: &dyn Source, name: &str, rows: usize, row_len: usize) -> Result<
     if shape.extents() == [rows, row_len] {
         return Ok(matrix);
     }
-    Err(Error::TensorShape { name: name.to_owned(), expected: format!("[{rows}, {row_len}]"), found: format!("{shape:?}") })
+    let name = file.tensor_name(name);
+    Err(Error::TensorShape { name, expected: format!("[{rows}, {row_len}]"), found: format!("{shape:?}") })
 }
 
 /// A small vector of exactly `len` elements, de-quantised: norms are read by every row and take no room.
@@ -59,26 +117,33 @@ pub(crate) fn vector(file: &dyn Source, name: &str, len: usize) -> Result<Vec<f3
     let view = file.tensor(name)?;
     if view.shape().extents() != [len] || !matches!(view.dtype(), DType::F32 | DType::F16 | DType::BF16) {
         let found = format!("{:?} of {}", view.shape(), view.dtype());
-        return Err(Error::TensorShape { name: name.to_owned(), expected: format!("[{len}] of F32, F16 or BF16"), found });
+        return Err(Error::TensorShape { name: file.tensor_name(name), expected: format!("[{len}] of F32, F16 or BF16"), found });
     }
     let mut values = vec![0.0; len];
     driftwood_compute::dequantise_row(view.dtype(), view.bytes(), &mut values);
     Ok(values)
 }
 
-/// Refuses a file that asks for a way of rope scaling that its family does not have.
-fn refuse_rope_scaling(file: &dyn Source, architecture: &str) -> Result<(), Error> {
-    let key = format!("{architecture}.rope.scaling.type");
-    match file.optional_string(&key)? {
-        None | Some("none") => {}
-        Some(other) => return Err(unsupported("rope scaling", other.to_owned())),
+/// The RoPE of some layers over whole heads, in contexts of any length. `base` stands where the container says none.
+fn rope(file: &dyn Source, config: &Config, layers: RopeLayers, base: f32, pairs: RopePairs) -> Result<Rope, Error> {
+    let numbers = file.rope(config, layers, base)?;
+    if numbers.rotated != config.head_dim {
+        return Err(unsupported("rope over part of a head", format!("{} of {}", numbers.rotated, config.head_dim)));
     }
-    for name in ["rope_factors_long.weight", "rope_factors_short.weight"] {
-        if file.has_tensor(name) {
-            return Err(unsupported("rope scaling by tensor", name.to_owned()));
-        }
+    if let Some(long) = numbers.long {
+        return Err(unsupported("rope that changes in long contexts in this family", format!("beyond {} tokens", long.beyond)));
     }
-    Ok(())
+    Rope::new(config.head_dim, &numbers, pairs).map_err(|bad| bad.of(file))
+}
+
+/// A number that bounds logits or scores; 0 means that nothing does.
+fn cap(file: &dyn Source, key: &str, default: f32) -> Result<Option<f32>, Error> {
+    const CAP_MAX: f32 = 1e4;
+    match file.optional_f32(key)?.unwrap_or(default) {
+        0.0 => Ok(None),
+        cap if cap > 0.0 && cap <= CAP_MAX => Ok(Some(cap)),
+        cap => Err(Error::ConfigOutOfRange { key: file.key_name(key), value: cap.into(), max: CAP_MAX.into() }),
+    }
 }
 
 /// A feature of a file that its family does not have here.

@@ -1,4 +1,4 @@
-//! The two real models that tests run on, and where they lie.
+//! The models that tests run on, and where they lie: two real ones, and one tiny one of each family (`tests/fixtures/tiny`).
 
 #![allow(dead_code, reason = "each test uses its part")]
 
@@ -11,13 +11,33 @@ use std::sync::Arc;
 pub const SMOLLM2: &str = "smollm2-135m.gguf";
 pub const GEMMA3: &str = "gemma3-270m.gguf";
 
-/// The model's file in the folder that `DRIFTWOOD_MODELS` names.
+/// One tiny model of each family, in containers of all kinds.
+pub const FAMILIES: [&str; 7] = [
+    "tiny/llama/q4_1.gguf",
+    "tiny/mistral/bf16",
+    "tiny/qwen2/mlx-4-64",
+    "tiny/qwen3/q8_0.gguf",
+    "tiny/gemma2/mlx-4-64",
+    "tiny/gemma3/multimodal",
+    "tiny/phi4-mini/mlx-4-64",
+];
+
+/// The model's file in the folder that `DRIFTWOOD_MODELS` names, or the tiny model `tiny/MODEL/CONTAINER`.
 pub fn path(file: &str) -> PathBuf {
+    if file.starts_with("tiny/") {
+        return fixtures().join(file);
+    }
     let folder =
         std::env::var_os("DRIFTWOOD_MODELS").expect("set DRIFTWOOD_MODELS to the folder of the test models: `cargo xtask test` does");
     let path = PathBuf::from(folder).join(file);
     assert!(path.exists(), "{} is missing: `cargo xtask test` fetches it", path.display());
     path
+}
+
+/// `tests/fixtures`.
+pub fn fixtures() -> PathBuf {
+    std::env::var_os("DRIFTWOOD_FIXTURES")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")), PathBuf::from)
 }
 
 /// A file of `tests/golden`.
