@@ -10,6 +10,7 @@ mod interop;
 mod soak;
 mod synth;
 mod test;
+mod tiny;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
@@ -53,12 +54,18 @@ enum Chore {
         #[arg(long)]
         check_if_possible: bool,
     },
+    /// Build the tiny models of tests/fixtures anew, with Python's transformers and MLX, and compare them with those that are committed.
+    TinyModels {
+        /// Take them instead of those.
+        #[arg(long)]
+        replace: bool,
+    },
     /// Write a model of a real one's shape with random weights.
     SynthModel {
         /// The shape.
         #[arg(long, value_parser = synth::SHAPES)]
         shape: String,
-        /// How its weights are stored: bf16 and mlx4 are folders, q8_0 and q4_0 GGUF files.
+        /// How its weights are stored: q8_0, q4_0 and q4_1 are GGUF files; bf16 and MLX's, like mlx4 or mlx6-32 (bits, group), folders.
         #[arg(long)]
         format: synth::Format,
         /// The file or folder to make.
@@ -78,6 +85,7 @@ fn main() -> ExitCode {
         Chore::Apple => cross::apple(),
         Chore::Arm => cross::arm(),
         Chore::Guests { check, check_if_possible: false } => guests::run(check),
+        Chore::TinyModels { replace } => tiny::run(replace),
         Chore::SynthModel { shape, format, output, seed } => synth::synth(&shape, format, seed, &output),
         Chore::Guests { check_if_possible: true, .. } => guests::run(true).or_else(pass_without_toolchain),
     };

@@ -6,7 +6,15 @@ use driftwood_engine::tokenizer::Special;
 use driftwood_engine::{Batch, Logits, Model, Session, SessionOptions, Work, argmax};
 use std::sync::Arc;
 
-const FORMATS: [Format; 4] = [Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Mlx4];
+const FORMATS: [Format; 7] = [
+    Format::Bf16,
+    Format::Q8_0,
+    Format::Q4_0,
+    Format::Q4_1,
+    Format::Mlx { bits: 4, group: 64 },
+    Format::Mlx { bits: 3, group: 32 },
+    Format::Mlx { bits: 6, group: 128 },
+];
 
 fn tiny() -> &'static Shape {
     Shape::named("tiny").unwrap()
@@ -54,13 +62,13 @@ fn every_format_is_the_same_model_but_for_rounding() {
         assert_eq!((model.config().layers, model.config().vocabulary, model.tokenizer().vocab_len() <= 512), (2, 512, true));
         logits(&model, &TOKENS, 9)
     });
-    for (format, (logits, limit)) in FORMATS.into_iter().zip(all.iter().zip([1e-9, 0.02, 0.3, 0.3])) {
+    for (format, (logits, limit)) in FORMATS.into_iter().zip(all.iter().zip([1e-9, 0.02, 0.3, 0.3, 0.3, 0.6, 0.1])) {
         let off = distance(&all[0], logits);
         assert!(off <= limit && (limit < 1e-6 || off > 1e-4), "{format:?} is off by {off}");
     }
     assert!(synth("tiny", Format::Bf16, 5, &folder.path().join("Bf16")).unwrap_err().to_string().contains("exists"));
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 4, "{left:?}");
+    assert_eq!(left.len(), FORMATS.len(), "{left:?}");
 }
 
 /// Two containers, two orders of Q's and K's rows, two ways to scale RoPE: one model. So with the weights in shards.
@@ -138,13 +146,51 @@ fn every_format_generates_and_tokenises() {
 
 #[test]
 fn shapes_have_the_parameters_of_their_namesakes() {
-    for (name, millions) in [("llama-3.2-1b", 1235), ("llama-3.2-3b", 3212), ("llama-3.1-8b", 8030)] {
+    let expected = [
+        ("llama-3.2-1b", 1235),
+        ("llama-3.2-3b", 3212),
+        ("llama-3.1-8b", 8030),
+        ("smollm2-1.7b", 1711),
+        ("tinyllama-1.1b", 1100),
+        ("llama-2-7b", 6738),
+        ("mistral-7b-v0.1", 7241),
+        ("mistral-7b-v0.3", 7248),
+        ("qwen2.5-0.5b", 494),
+        ("qwen2.5-1.5b", 1543),
+        ("qwen2.5-7b", 7615),
+        ("qwen3-0.6b", 596),
+        ("qwen3-4b", 4022),
+        ("gemma2-2b", 2614),
+        ("gemma3-1b", 999),
+        ("gemma3-4b", 3880),
+        ("phi-3-mini", 3821),
+        ("phi-4-mini", 3836),
+    ];
+    assert_eq!(expected.len() + 1, SHAPES.len());
+    for (name, millions) in expected {
         let tensors = Shape::named(name).unwrap().tensors();
-        let elements = tensors.iter().map(|tensor| match tensor.kind {
-            shape::Kind::Norm { len } => len,
-            shape::Kind::Matrix { rows, row_len, .. } => rows * row_len,
-        });
+        let elements = tensors.iter().map(|tensor| tensor.kind.elements());
         assert_eq!(elements.sum::<usize>() / 1_000_000, millions, "{name}");
     }
     assert!(Shape::named("gpt-2").unwrap_err().to_string().contains("llama-3.2-3b"));
+}
+
+#[test]
+fn a_vocabulary_has_as_many_merges_as_a_real_one() {
+    let vocabulary = tokenizer::Vocabulary::new(Shape::named("llama-3.2-1b").unwrap());
+    let texts: std::collections::HashSet<_> = vocabulary.pieces.iter().map(|(text, _)| text.as_str()).collect();
+    assert_eq!((vocabulary.pieces.len(), texts.len()), (128_256, 128_256));
+    assert!((275_000..285_000).contains(&vocabulary.merges.len()), "{}", vocabulary.merges.len());
+    assert!(vocabulary.merges.iter().all(|(left, right)| texts.contains(format!("{left}{right}").as_str())));
+}
+
+#[test]
+fn formats_are_known_by_their_names() {
+    assert_eq!("mlx4".parse::<Format>().unwrap(), Format::Mlx { bits: 4, group: 64 });
+    assert_eq!("mlx6-32".parse::<Format>().unwrap(), Format::Mlx { bits: 6, group: 32 });
+    for bad in ["mlx7", "mlx4-63", "mlx", "q5_0", ""] {
+        assert!(bad.parse::<Format>().is_err(), "{bad}");
+    }
+    let groups = synth("gemma3-1b", "mlx4-128".parse().unwrap(), 1, Path::new("/nowhere/at/all")).unwrap_err().to_string();
+    assert!(groups.contains("cannot make the folder"), "{groups}");
 }

@@ -1,9 +1,11 @@
-//! A small byte-level BPE vocabulary under Llama 3's numbers: every byte, a few merges, the special tokens; all else is unused.
+//! A byte-level BPE vocabulary under Llama 3's numbers: every byte, a few merges of English, made-up pieces until it is full, the special
+//! tokens. It has as many merges for its size as Llama 3's own, because reading them is most of the time that loading takes.
 
 use super::shape::Shape;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 
-/// The two pieces that each merge joins.
+/// The two pieces that each of the first merges joins.
 const MERGES: [(&str, &str); 12] = [
     ("Ġ", "t"),
     ("h", "e"),
@@ -18,6 +20,13 @@ const MERGES: [(&str, &str); 12] = [
     ("o", "u"),
     ("Ġa", "n"),
 ];
+
+/// Letters of made-up pieces.
+const LETTERS: &str = "etaoinshrdlucmfw";
+/// The longest made-up piece, less the space before it.
+const LETTERS_MAX: u32 = 5;
+/// Merges for a hundred pieces, most of which can be made in several ways: Llama 3 has 280,147 for 128,000.
+const MERGES_PERCENT: usize = 219;
 
 /// Special tokens, by their distance from the first.
 const SPECIAL: [(usize, &str); 6] = [
@@ -37,21 +46,58 @@ pub enum Kind {
     Unused = 5,
 }
 
-/// Every piece of a vocabulary by number, unused ones included.
-pub fn pieces(shape: &Shape) -> Vec<(String, Kind)> {
-    let bytes = (0..=255).map(|byte| byte_to_char(byte).to_string());
-    let merged = MERGES.iter().map(|(left, right)| format!("{left}{right}"));
-    let mut pieces: Vec<_> = bytes.chain(merged).map(|text| (text, Kind::Normal)).collect();
-    pieces.extend((pieces.len()..shape.vocabulary).map(|number| (format!("<|unused_{number}|>"), Kind::Unused)));
-    for (distance, text) in SPECIAL {
-        pieces[first_special(shape) + distance] = (text.to_owned(), Kind::Control);
-    }
-    pieces
+/// A vocabulary.
+#[derive(Debug)]
+pub struct Vocabulary {
+    /// Every piece by number.
+    pub pieces: Vec<(String, Kind)>,
+    /// The pairs that are merged, the most wanted first.
+    pub merges: Vec<(String, String)>,
 }
 
-/// Merges as both containers write them.
-pub fn merges() -> Vec<String> {
-    MERGES.iter().map(|(left, right)| format!("{left} {right}")).collect()
+impl Vocabulary {
+    /// That of a shape.
+    pub fn new(shape: &Shape) -> Vocabulary {
+        let bytes = (0..=255).map(|byte| byte_to_char(byte).to_string());
+        let first = bytes.chain(MERGES.iter().map(|(left, right)| format!("{left}{right}")));
+        let mut merges: Vec<_> = MERGES.iter().map(|(left, right)| ((*left).to_owned(), (*right).to_owned())).collect();
+        let mut known: HashMap<String, usize> = first.enumerate().map(|(number, text)| (text, number)).collect();
+        for text in made_up() {
+            if known.len() == first_special(shape) {
+                break;
+            }
+            if !known.contains_key(&text) {
+                let splits = text.char_indices().skip(1).map(|(at, _)| text.split_at(at));
+                let possible = splits.filter(|(left, right)| known.contains_key(*left) && known.contains_key(*right));
+                let room = ((known.len() + 1) * MERGES_PERCENT / 100).saturating_sub(merges.len()).max(1);
+                merges.extend(possible.take(room).map(|(left, right)| (left.to_owned(), right.to_owned())));
+                known.insert(text, known.len());
+            }
+        }
+        let mut pieces: Vec<_> = (0..shape.vocabulary).map(|number| (format!("<|unused_{number}|>"), Kind::Unused)).collect();
+        known.into_iter().for_each(|(text, number)| pieces[number] = (text, Kind::Normal));
+        for (distance, text) in SPECIAL {
+            pieces[first_special(shape) + distance] = (text.to_owned(), Kind::Control);
+        }
+        Vocabulary { pieces, merges }
+    }
+
+    fn of(&self, kind: Kind) -> impl Iterator<Item = (usize, &str)> {
+        self.pieces.iter().enumerate().filter(move |(_, piece)| piece.1 == kind).map(|(number, (text, _))| (number, text.as_str()))
+    }
+}
+
+/// Words of all lengths over a few letters, the short ones first, each also with a space before it.
+fn made_up() -> impl Iterator<Item = String> {
+    let letters: Vec<char> = LETTERS.chars().collect();
+    (2..=LETTERS_MAX).flat_map(move |len| {
+        let letters = letters.clone();
+        (0..2 * letters.len().pow(len)).map(move |number| {
+            let letter = |place| letters[number / 2 / letters.len().pow(place) % letters.len()];
+            let space = (number % 2 == 1).then_some('Ġ');
+            space.into_iter().chain((0..len).rev().map(letter)).collect()
+        })
+    })
 }
 
 /// The number of a special token.
@@ -67,11 +113,11 @@ fn first_special(shape: &Shape) -> usize {
 
 /// `tokenizer.json`: Llama 3's pipeline over these pieces. Unused numbers are left out.
 pub fn tokenizer_json(shape: &Shape) -> Value {
-    let pieces = pieces(shape);
-    let of = |kind: Kind| pieces.iter().enumerate().filter(move |(_, piece)| piece.1 == kind);
-    let vocab: serde_json::Map<_, _> = of(Kind::Normal).map(|(number, (text, _))| (text.clone(), number.into())).collect();
-    let added: Vec<_> = of(Kind::Control)
-        .map(|(id, (content, _))| {
+    let vocabulary = Vocabulary::new(shape);
+    let vocab: serde_json::Map<_, _> = vocabulary.of(Kind::Normal).map(|(number, text)| (text.to_owned(), number.into())).collect();
+    let added: Vec<_> = vocabulary
+        .of(Kind::Control)
+        .map(|(id, content)| {
             json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true })
         })
         .collect();
@@ -102,7 +148,7 @@ pub fn tokenizer_json(shape: &Shape) -> Value {
             "byte_fallback": false,
             "ignore_merges": true,
             "vocab": vocab,
-            "merges": merges(),
+            "merges": vocabulary.merges,
         },
     })
 }

@@ -38,12 +38,14 @@ impl Weights {
         let values: Vec<f32> = (0..POOL_LEN as u64).map(|i| bell(mix(seed ^ mix(i)))).collect();
         let mut groups = None;
         let elements = match format {
-            Format::Bf16 => Plane::of::<1, 2>(&values, |[x]| bf16::from_f32(*x).to_le_bytes()),
-            Format::Q8_0 => Plane::of(&values, q8_0),
-            Format::Q4_0 => Plane::of(&values, q4_0),
-            Format::Mlx4 => {
-                groups = Some([0, 1].map(|which| Plane::of::<64, 2>(&values, |x| [scale, bias][which](x).to_le_bytes())));
-                Plane::of(&values, mlx4)
+            Format::Bf16 => Plane::of(&values, 1, |x| bf16::from_f32(x[0]).to_le_bytes().to_vec()),
+            Format::Q8_0 => Plane::of(&values, 32, q8_0),
+            Format::Q4_0 => Plane::of(&values, 32, q4_0),
+            Format::Q4_1 => Plane::of(&values, 32, q4_1),
+            Format::Mlx { bits, group } => {
+                let scales = Plane::of(&values, group, |x| scale(x, bits).to_le_bytes().to_vec());
+                groups = Some([scales, Plane::of(&values, group, |x| bias(x).to_le_bytes().to_vec())]);
+                Plane::of(&values, group, |x| mlx(x, bits))
             }
         };
         Weights { format, seed, values, elements, groups }
@@ -54,17 +56,18 @@ impl Weights {
         name.bytes().fold(self.seed, |hash, byte| mix(hash ^ u64::from(byte)))
     }
 
-    /// The weight of a norm: around 1, rounded to bf16.
-    pub fn norm(&self, name: &str, len: usize) -> Vec<bf16> {
+    /// The weight of a norm or a bias: around `middle`, rounded to bf16.
+    pub fn vector(&self, name: &str, len: usize, middle: f32) -> Vec<bf16> {
         let start = start(self.tensor_seed(name), 0, len);
-        self.values[start..][..len].iter().map(|x| bf16::from_f32(1.0 + x)).collect()
+        self.values[start..][..len].iter().map(|x| bf16::from_f32(middle + x)).collect()
     }
 }
 
 impl Plane {
-    fn of<const LEN: usize, const BYTES: usize>(values: &[f32], store: impl Fn(&[f32; LEN]) -> [u8; BYTES]) -> Plane {
-        let bytes = values.as_chunks::<LEN>().0.iter().flat_map(store).collect();
-        Plane { bytes, block_len: LEN, block_bytes: BYTES }
+    fn of(values: &[f32], block_len: usize, store: impl Fn(&[f32]) -> Vec<u8>) -> Plane {
+        let bytes: Vec<u8> = values.chunks_exact(block_len).flat_map(store).collect();
+        let block_bytes = bytes.len() * block_len / values.len();
+        Plane { bytes, block_len, block_bytes }
     }
 
     /// The stored bytes of row `row` of a tensor.
@@ -99,41 +102,52 @@ fn bell(random: u64) -> f32 {
 }
 
 /// GGML's: an f16 scale, 32 signed bytes.
-fn q8_0(x: &[f32; 32]) -> [u8; 34] {
+fn q8_0(x: &[f32]) -> Vec<u8> {
     let scale = x.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
-    let mut block = [0; 34];
-    block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-    for (x, byte) in x.iter().zip(&mut block[2..]) {
-        *byte = (x / scale).round() as i8 as u8;
-    }
-    block
+    let numbers = x.iter().map(|x| (x / scale).round() as i8 as u8);
+    f16::from_f32(scale).to_le_bytes().into_iter().chain(numbers).collect()
 }
 
-/// GGML's: an f16 scale, 32 nibbles offset by 8, the low ones first. The largest magnitude becomes -8.
-fn q4_0(x: &[f32; 32]) -> [u8; 18] {
+/// GGML's: an f16 scale, 32 nibbles offset by 8. The largest magnitude becomes -8.
+fn q4_0(x: &[f32]) -> Vec<u8> {
     let largest = x.iter().fold(0f32, |most, x| if x.abs() > most.abs() { *x } else { most });
     let scale = largest / -8.0;
-    let nibble = |x: f32| (x / scale + 8.5).clamp(0.0, 15.0) as u8;
-    let mut block = [0; 18];
-    block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-    for (i, byte) in block[2..].iter_mut().enumerate() {
-        *byte = nibble(x[i]) | nibble(x[16 + i]) << 4;
-    }
-    block
+    let nibbles = halves_as_nibbles(x, |x| (x / scale + 8.5).clamp(0.0, 15.0) as u8);
+    f16::from_f32(scale).to_le_bytes().into_iter().chain(nibbles).collect()
 }
 
-/// MLX's: 64 nibbles, the low one of a byte first.
-fn mlx4(x: &[f32; 64]) -> [u8; 32] {
-    let (scale, bias) = (scale(x).to_f32(), bias(x).to_f32());
-    let nibble = |x: f32| ((x - bias) / scale).round().clamp(0.0, 15.0) as u8;
-    std::array::from_fn(|i| nibble(x[2 * i]) | nibble(x[2 * i + 1]) << 4)
+/// GGML's: an f16 scale and minimum, 32 nibbles.
+fn q4_1(x: &[f32]) -> Vec<u8> {
+    let (least, most) = range(x);
+    let scale = (most - least) / 15.0;
+    let nibbles = halves_as_nibbles(x, |x| ((x - least) / scale + 0.5).clamp(0.0, 15.0) as u8);
+    [scale, least].into_iter().flat_map(|x| f16::from_f32(x).to_le_bytes()).chain(nibbles).collect()
 }
 
-fn scale(x: &[f32; 64]) -> bf16 {
-    let largest = x.iter().copied().fold(f32::MIN, f32::max);
-    bf16::from_f32((largest - bias(x).to_f32()) / 15.0)
+/// GGML's order of nibbles: the first half of a block in the low ones.
+fn halves_as_nibbles(x: &[f32], nibble: impl Fn(f32) -> u8) -> Vec<u8> {
+    let (low, high) = x.split_at(x.len() / 2);
+    low.iter().zip(high).map(|(low, high)| nibble(*low) | nibble(*high) << 4).collect()
 }
 
-fn bias(x: &[f32; 64]) -> bf16 {
-    bf16::from_f32(x.iter().copied().fold(f32::MAX, f32::min))
+/// MLX's: one stream of bits, the lowest first.
+fn mlx(x: &[f32], bits: usize) -> Vec<u8> {
+    let (scale, bias) = (scale(x, bits).to_f32(), bias(x).to_f32());
+    let most = ((1u32 << bits) - 1) as f32;
+    let number = |x: f32| ((x - bias) / scale).round().clamp(0.0, most) as u64;
+    let pack = |x: &[f32]| x.iter().rev().fold(0, |pack, x| pack << bits | number(*x)).to_le_bytes();
+    x.chunks_exact(8).flat_map(|x| pack(x).into_iter().take(bits)).collect()
+}
+
+fn scale(x: &[f32], bits: usize) -> bf16 {
+    bf16::from_f32((range(x).1 - bias(x).to_f32()) / ((1u32 << bits) - 1) as f32)
+}
+
+fn bias(x: &[f32]) -> bf16 {
+    bf16::from_f32(range(x).0)
+}
+
+/// The least and the largest.
+fn range(x: &[f32]) -> (f32, f32) {
+    x.iter().fold((f32::MAX, f32::MIN), |(least, most), x| (least.min(*x), most.max(*x)))
 }
