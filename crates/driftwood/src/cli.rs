@@ -88,7 +88,7 @@ pub enum Command {
     Thaw(thaw::ThawArgs),
     /// Send one message to an actor that lives no longer than that
     Run(run::RunArgs),
-    /// Show what an actor or a snapshot file holds
+    /// Show what an actor, a snapshot file or a model holds
     Inspect(inspect::InspectArgs),
     /// Show what an actor was told and said, and what it was after each message
     Log(log::LogArgs),
@@ -97,9 +97,9 @@ pub enum Command {
     /// Show, check and clean what actors share on the disk
     #[command(subcommand)]
     Store(store::StoreCommand),
-    /// Fetch a model of the catalogue
+    /// Fetch a model of the catalogue, or one from the Hugging Face hub
     Pull(pull::PullArgs),
-    /// List the models of the catalogue and those that are here
+    /// List the models of the catalogue and those that are here, with their sizes
     Models(models::ModelsArgs),
     /// Continue a prompt, without an actor
     Generate(Box<generate::GenerateArgs>),

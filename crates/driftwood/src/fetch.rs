@@ -3,15 +3,12 @@
 //! What is fetched collects in `MODELS/.partial/NAME`, where a later try finds it again. Only a file whose sha256 was checked is published,
 //! by a rename. A lock keeps two processes from fetching the same model at once.
 
-use crate::catalogue::{Entry, Hub};
+use crate::catalogue::{Entry, Hub as Place};
 use crate::failure::{message, mistake};
+use crate::hub::Hub;
 use crate::models::{self, ModelsFolder};
 use crate::{output, wheel};
 use anyhow::{Context, Result};
-use hf_hub::api::Progress;
-use hf_hub::api::sync::ApiBuilder;
-use hf_hub::{Repo, RepoType};
-use indicatif::ProgressBar;
 use rustix::fs::FlockOperation;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -24,20 +21,51 @@ pub fn fetch(entry: &Entry, folder: &ModelsFolder) -> Result<PathBuf> {
     if let Some(there) = folder.file_of(entry)? {
         return Ok(there);
     }
-    let partial = folder.path().join(".partial").join(entry.name);
-    fs::create_dir_all(&partial).with_context(|| format!("cannot make the folder {}", partial.display()))?;
-    let _lock = lock(&partial.join("lock"), entry.name)?;
+    let partial = Partial::open(folder, entry.name)?;
     if let Some(there) = folder.file_of(entry)? {
         return Ok(there); // another process fetched it meanwhile
     }
-    let file = from_any_source(entry, &partial).map_err(|whys| unreachable_model(entry, folder, &whys))?;
+    let file = from_any_source(entry, partial.path()).map_err(|whys| unreachable_model(entry, folder, &whys))?;
     let target = folder.path().join(entry.file_name());
     File::open(&file.path)?.sync_all().context("cannot write the model to disk")?;
     fs::rename(&file.path, &target).with_context(|| format!("cannot move the model to {}", target.display()))?;
     models::remember_checked(&target, &file.sha256)?;
-    let _ = fs::remove_dir_all(&partial);
-    let _ = fs::remove_dir(folder.path().join(".partial")); // unless another model is coming
+    partial.remove();
     Ok(target)
+}
+
+/// The folder in which one model collects; this process is the only one that fetches it.
+pub struct Partial {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Partial {
+    /// Makes the folder, or waits until no other process fetches this model.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn open(folder: &ModelsFolder, name: &str) -> Result<Partial> {
+        let path = folder.partial().join(name);
+        loop {
+            fs::create_dir_all(&path).with_context(|| format!("cannot make the folder {}", path.display()))?;
+            let lock = lock(&path.join("lock"), name)?;
+            if path.join("lock").exists() {
+                return Ok(Partial { path, _lock: lock });
+            } // else the other process was done, and removed it
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes it with all that is left in it.
+    pub fn remove(self) {
+        let _ = fs::remove_dir_all(&self.path);
+        let _ = self.path.parent().map(fs::remove_dir); // unless another model is coming
+    }
 }
 
 /// A whole file whose hash was checked.
@@ -87,44 +115,17 @@ fn lock(path: &Path, name: &str) -> Result<File> {
 
 /// Fetches a file from the hub, going on where an earlier try stopped.
 fn from_hub(entry: &Entry, partial: &Path) -> Result<Checked> {
-    let Hub { repository, revision, file } = entry.hub;
-    let api = ApiBuilder::from_env().with_cache_dir(partial.join("hub")).with_retries(2).build()?;
-    let repo = api.repo(Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned()));
-    let pointer = repo.download_with_progress(file, HubProgress::new(entry.name))?;
-    // The hub names a large file's blob by its sha256.
-    let blob = fs::canonicalize(&pointer)?;
-    let recorded = blob.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let expected = entry.sha256.map_or(recorded, str::to_owned);
-    let sha256 = output::spinning("checking", || models::sha256_of(&blob))?;
-    if sha256 != expected {
-        let _ = fs::remove_dir_all(partial.join("hub"));
-        return Err(mistake(format!("what came from {repository} hashes to {sha256}, expected was {expected}")));
+    let Place { repository, revision, file } = entry.hub;
+    let hub = Hub::of_environment()?;
+    let listing = hub.list(repository, revision)?;
+    let remote = listing.file(file).with_context(|| format!("`{repository}` has no file `{file}`"))?;
+    let path = partial.join("from-hub.gguf");
+    let bar = output::bytes_bar(remote.bytes, entry.name);
+    let sha256 = hub.download(&listing, remote, &path, |bytes| bar.set_position(bytes))?;
+    bar.finish_and_clear();
+    if entry.sha256.is_some_and(|pinned| pinned != sha256) {
+        let _ = fs::remove_file(&path);
+        return Err(mistake(format!("what came from {repository} hashes to {sha256}, not to what the catalogue says")));
     }
-    Ok(Checked { path: blob, sha256 })
-}
-
-/// The hub's progress on our bar.
-struct HubProgress {
-    bar: ProgressBar,
-}
-
-impl HubProgress {
-    fn new(name: &str) -> HubProgress {
-        HubProgress { bar: output::bytes_bar(0, name) }
-    }
-}
-
-impl Progress for HubProgress {
-    fn init(&mut self, size: usize, _filename: &str) {
-        self.bar.set_length(size as u64);
-        self.bar.set_position(0);
-    }
-
-    fn update(&mut self, size: usize) {
-        self.bar.inc(size as u64);
-    }
-
-    fn finish(&mut self) {
-        self.bar.finish_and_clear();
-    }
+    Ok(Checked { path, sha256 })
 }

@@ -1,7 +1,8 @@
 //! The binary: the only crate that knows a terminal, files of the user or JSON on a wire.
 //!
 //! `cli.rs` is the grammar of the command line, `commands/` has one file a command, each a thin caller of `driftwood-actor` or
-//! `driftwood-engine`. Beside them: where things are (`paths.rs`, `models.rs`, `catalogue.rs`, `fetch.rs`, `guests.rs`), what runs them
+//! `driftwood-engine`. Beside them: where things are (`paths.rs`, `models.rs`, `catalogue.rs`, `guests.rs`) and how they
+//! come here (`fetch.rs`, `repository.rs`, `hub.rs`, `wheel.rs`), what runs them
 //! (`device.rs`, `actors.rs`, `decode.rs`), and how they are shown (`output.rs`, `failure.rs`, `interrupt.rs`).
 
 #![recursion_limit = "256"] // whether a graphics device is `Send` takes the compiler that deep
@@ -16,10 +17,12 @@ mod device;
 mod failure;
 mod fetch;
 mod guests;
+mod hub;
 mod interrupt;
 mod models;
 mod output;
 mod paths;
+mod repository;
 mod wheel;
 
 use clap::Parser;

@@ -5,6 +5,7 @@
 
 use crate::catalogue::{self, Entry};
 use crate::failure::mistake;
+use crate::repository::{self, Reference};
 use crate::{output, paths};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -53,9 +54,8 @@ impl ModelsFolder {
             let path = self.file_of(entry)?.ok_or_else(hint)?;
             return Ok(Found { name: entry.name.to_owned(), path });
         }
-        let in_folder = self.path.join(format!("{name_or_path}.gguf"));
-        if !name_or_path.contains(['/', '\\']) && in_folder.is_file() {
-            return Ok(Found { name: name_or_path.to_owned(), path: in_folder });
+        if let Some(found) = self.pulled(name_or_path) {
+            return Ok(found);
         }
         match fs::canonicalize(name_or_path) {
             Ok(path) if path.is_file() || path.join("config.json").is_file() => {
@@ -65,10 +65,39 @@ impl ModelsFolder {
                 "{} is neither a file nor a folder with a `config.json`; give the path of a GGUF file or of such a folder",
                 path.display()
             ))),
+            Err(_) if Reference::parse(name_or_path).is_ok() => {
+                Err(mistake(format!("the model `{name_or_path}` is not here; fetch it with `driftwood pull {name_or_path}`")))
+            }
             Err(e) => Err(mistake(format!(
                 "there is no model `{name_or_path}` ({e}); give the path of a GGUF file or of a Hugging Face folder, or a name that `driftwood models` lists"
             ))),
         }
+    }
+
+    /// The model in the folder that a reference names as `pull` takes it, or the name of a folder or of a GGUF file without its ending.
+    fn pulled(&self, name: &str) -> Option<Found> {
+        let reference = Reference::parse(name).ok();
+        let is_plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\']);
+        let key = reference.as_ref().map(Reference::key).or_else(|| is_plain.then(|| name.to_owned()))?;
+        let is_file = |path: &PathBuf| path.extension().is_some_and(|e| e == "gguf") && path.is_file();
+        let is_model = |path: &PathBuf| is_file(path) || path.join("config.json").is_file();
+        let path = [self.path.join(format!("{key}.gguf")), self.path.join(&key)].into_iter().find(is_model)?;
+        // What somebody put there under a repository's name is taken for what it is called.
+        let is_meant = reference.is_none_or(|reference| repository::origin_of(&path).is_none_or(|origin| reference.is_at(&origin)));
+        is_meant.then(|| Found { name: name_of(&path), path })
+    }
+
+    /// Folders in which models from repositories collect: pulls that were interrupted, or are under way.
+    pub fn partials(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.partial()).into_iter().flatten().flatten();
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        paths.sort();
+        paths
+    }
+
+    /// Where models collect that are being fetched.
+    pub fn partial(&self) -> PathBuf {
+        self.path.join(".partial")
     }
 
     /// The entry's file, if it is in the folder under its own name or under the one that its publisher gave it.
@@ -91,18 +120,42 @@ impl ModelsFolder {
         Ok((published.is_file() && is_intact(&published, entry)?).then_some(published))
     }
 
-    /// Files in the folder that the catalogue does not name.
-    pub fn other_files(&self) -> Vec<PathBuf> {
+    /// Models in the folder that the catalogue does not name: files, and folders of weights.
+    pub fn others(&self) -> Vec<PathBuf> {
         let of_catalogue = |path: &Path| {
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             catalogue::ENTRIES.iter().any(|entry| entry.file_name() == name || entry.hub.file == name)
         };
+        let is_model = |path: &Path| path.extension().is_some_and(|e| e == "gguf") || path.join("config.json").is_file();
         let Ok(entries) = fs::read_dir(&self.path) else { return Vec::new() };
-        let files = entries.flatten().map(|entry| entry.path());
-        let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "gguf") && !of_catalogue(path)).collect();
-        files.sort();
-        files
+        let paths = entries.flatten().map(|entry| entry.path());
+        let mut models: Vec<PathBuf> = paths.filter(|path| is_model(path) && !of_catalogue(path)).collect();
+        models.sort();
+        models
     }
+}
+
+/// What the folder of a repository is called: `org--repo` for `org/repo`.
+pub fn folder_name(repository: &str) -> String {
+    repository.replacen('/', "--", 1)
+}
+
+/// What users call a file or a folder in the models folder: a file's name without its ending, `org/repo` for `org--repo`.
+pub fn name_of(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_suffix(".gguf").map_or_else(|| name.replacen("--", "/", 1), str::to_owned)
+}
+
+/// Bytes of a file, or of all files in a folder and below it; 0 if nothing is there.
+pub fn bytes_under(path: &Path) -> u64 {
+    if !path.is_dir() {
+        return path.metadata().map_or(0, |metadata| metadata.len());
+    }
+    let bytes = |entry: fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_symlink() && entry.path().is_dir() => 0, // it may lead around in a circle
+        _ => bytes_under(&entry.path()),
+    };
+    fs::read_dir(path).map_or(0, |entries| entries.flatten().map(bytes).sum())
 }
 
 /// Whether the file's sha256 is the entry's. True where none is pinned.
@@ -120,6 +173,22 @@ fn is_intact(path: &Path, entry: &Entry) -> Result<bool> {
     Ok(intact)
 }
 
+/// The sha256 that a file was found to have, if it has not changed since.
+pub fn checked_sha256(path: &Path) -> Option<String> {
+    let kept = fs::read_to_string(sidecar(path)).ok()?;
+    let sha256 = kept.split_whitespace().last()?;
+    (stamp(path, sha256).ok()? == kept).then(|| sha256.to_owned())
+}
+
+/// Moves a file that was checked, with the note of that.
+///
+/// # Errors
+/// If the system refuses.
+pub fn move_checked(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::rename(sidecar(from), sidecar(to))?;
+    fs::rename(from, to)
+}
+
 /// Notes that a file was checked.
 ///
 /// # Errors
@@ -130,8 +199,13 @@ pub fn remember_checked(path: &Path, sha256: &str) -> Result<()> {
 }
 
 fn sidecar(path: &Path) -> PathBuf {
+    with_suffix(path, ".sha256-ok")
+}
+
+/// The path with something behind its last name.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".sha256-ok");
+    name.push(suffix);
     name.into()
 }
 

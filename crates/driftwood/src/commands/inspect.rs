@@ -1,8 +1,11 @@
-//! `driftwood inspect`: what an actor or a snapshot file holds. Reads a head or a header only.
+//! `driftwood inspect`: what an actor, a snapshot file or a model holds. Reads a head or headers only.
 
+use super::inspect_model;
 use crate::actors;
+use crate::catalogue;
 use crate::cli::Globals;
 use crate::failure::mistake;
+use crate::models::{self, ModelsFolder};
 use crate::output;
 use anyhow::{Context, Result};
 use clap::Args;
@@ -14,16 +17,20 @@ use std::path::{Path, PathBuf};
 const EXAMPLES: &str = "\
 Examples:
   driftwood inspect alice
-  driftwood inspect alice.safetensors --json";
+  driftwood inspect alice.safetensors --json
+  driftwood inspect smollm2-135m
+  driftwood inspect org/repo --json          a model that was pulled from there
+
+An actor goes before a model of the same name.";
 
 /// Flags of `inspect`.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct InspectArgs {
-    /// An actor's name, or the path of a snapshot file
-    #[arg(value_name = "NAME|FILE")]
+    /// An actor's name, the path of a snapshot file, or a model as `--model` takes it
+    #[arg(value_name = "NAME|PATH")]
     what: String,
-    /// Print one JSON object: the manifest and all sizes
+    /// Print one JSON object: the manifest and all sizes, or all that is known of the model
     #[arg(long)]
     json: bool,
 }
@@ -31,12 +38,13 @@ pub struct InspectArgs {
 /// Shows it.
 ///
 /// # Errors
-/// If there is no such actor or file, or it is no snapshot.
+/// If there is no such actor, file or model, or it is not understood.
 pub fn run(globals: &Globals, args: &InspectArgs) -> Result<()> {
     match find(globals, &args.what)? {
         Found::Actor(actor) => {
             show(args, &actor.manifest, &actor.path, actor.bytes, json!({ "kv_bytes": actor.kv_bytes, "cut_off": actor.cut_off }))
         }
+        Found::Model(model) => inspect_model::show(&model, args.json),
         Found::File(path) => {
             let inspection = driftwood_snapshot::inspect(&path).with_context(|| format!("cannot inspect {}", path.display()))?;
             show(args, &inspection.manifest, &path, inspection.file_bytes, sizes(&inspection))
@@ -47,9 +55,10 @@ pub fn run(globals: &Globals, args: &InspectArgs) -> Result<()> {
 enum Found {
     Actor(Box<InState>),
     File(PathBuf),
+    Model(models::Found),
 }
 
-/// An actor of that name, else a file.
+/// An actor of that name, else a snapshot file, else a model.
 fn find(globals: &Globals, what: &str) -> Result<Found> {
     if driftwood_actor::valid_name(what).is_ok() {
         match actors::open_state(globals)?.inspect(what) {
@@ -58,10 +67,15 @@ fn find(globals: &Globals, what: &str) -> Result<Found> {
         }
     }
     let file = PathBuf::from(what);
-    if file.is_file() {
-        Ok(Found::File(file))
-    } else {
-        Err(mistake(format!("there is no actor and no file `{what}`; `driftwood actor ls` lists the actors")))
+    if file.is_file() && !inspect_model::is_gguf(&file) {
+        return Ok(Found::File(file));
+    }
+    match ModelsFolder::of_environment()?.find(what) {
+        Ok(model) => Ok(Found::Model(model)),
+        Err(why) if file.exists() || catalogue::find(what).is_some() => Err(why),
+        Err(_) => Err(mistake(format!(
+            "there is no actor, no model and no file `{what}`; `driftwood actor ls` lists the actors, `driftwood models` the models"
+        ))),
     }
 }
 
@@ -102,8 +116,7 @@ fn show(args: &InspectArgs, manifest: &Manifest, path: &Path, bytes: u64, sizes:
         let what = if session.state.is_open() { format!("session {}", session.state.handle) } else { "kept".to_owned() };
         rows.push([what, tokens]);
     }
-    let width = rows.iter().map(|[key, _]| key.len()).max().unwrap_or(0);
-    rows.iter().try_for_each(|[key, value]| output::line(&format!("{key:<width$}  {value}")))
+    output::pairs(&rows)
 }
 
 fn guest_rows(manifest: &Manifest) -> Vec<[String; 2]> {

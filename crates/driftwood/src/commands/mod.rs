@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod freeze;
 pub mod generate;
 pub mod inspect;
+mod inspect_model;
 pub mod log;
 pub mod models;
 pub mod perplexity;

@@ -6,8 +6,11 @@
 mod faults;
 mod golden;
 mod gpu;
+mod hub;
 mod journeys;
 mod kills;
 mod mistakes;
+mod models;
 mod parks;
+mod pull;
 mod support;

@@ -110,7 +110,7 @@ fn bad_snapshots_are_refused_by_name() {
         refuse(home.with_models(&["thaw", name, "--as", "b"]), words);
     }
     refuse(home.with_models(&["thaw", "missing.st", "--as", "b"]), &["missing.st"]);
-    refuse(home.with_models(&["inspect", "missing.st"]), &["no actor and no file"]);
+    refuse(home.with_models(&["inspect", "missing.st"]), &["no actor, no model and no file"]);
     refuse(home.with_models(&["actor", "send", "b", "hello"]), &["`b`"]);
     refuse(home.command(&["log", "b"]), &["no actor `b`"]);
     refuse(home.command(&["diff", "a", "b"]), &["no actor `b`"]);

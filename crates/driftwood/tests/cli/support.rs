@@ -18,6 +18,11 @@ pub fn models() -> PathBuf {
     folder
 }
 
+/// A tiny random model among the fixtures.
+pub fn tiny(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny").join(name)
+}
+
 /// A home of its own for the binary: state and caches in a temporary folder.
 pub struct Home {
     folder: tempfile::TempDir,
@@ -56,6 +61,26 @@ impl Home {
     /// Runs it with the models; its stdout as JSON.
     pub fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.run(args)).unwrap()
+    }
+
+    /// The tokens that a model goes on with, greedily; without the models of the tests.
+    pub fn tokens(&self, model: &str) -> Value {
+        let args = [
+            "generate",
+            "--prompt",
+            "Once upon a time",
+            "--max-tokens",
+            "8",
+            "--temperature",
+            "0",
+            "--ignore-eos",
+            "--json",
+            "--model",
+            model,
+        ];
+        let generated: Value = serde_json::from_str(&succeed(self.command(&args))).unwrap();
+        assert_eq!(generated["tokens"].as_array().map(Vec::len), Some(8), "{generated}");
+        generated["tokens"].clone()
     }
 
     /// Takes a greedy turn of an actor.

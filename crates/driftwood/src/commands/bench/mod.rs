@@ -6,6 +6,7 @@ pub mod fork;
 mod guest;
 pub mod journal;
 pub mod kv;
+pub mod load;
 mod machine;
 pub mod swap;
 pub mod wake;
@@ -27,6 +28,7 @@ Examples:
   driftwood bench fork --tokens 8000 --forks 1000 --json
   driftwood bench wake --actors 10000 --json
   driftwood bench boundary --json
+  driftwood bench load smollm2-135m --json
   driftwood bench journal --sessions 1,32 --json
   driftwood bench swap --model smollm2-135m --other gemma3-270m --json";
 
@@ -44,6 +46,8 @@ pub enum BenchCommand {
     Wake(wake::WakeArgs),
     /// What it costs to drive the model from inside an actor
     Boundary(boundary::BoundaryArgs),
+    /// Opening a model: time until it is ready, and memory
+    Load(load::LoadArgs),
     /// Changing an actor's model and coming back, against reading all again
     Swap(swap::SwapArgs),
     /// Recording every token durably before it is shown, against not recording it
@@ -75,6 +79,7 @@ pub fn run(globals: &Globals, command: &BenchCommand) -> Result<()> {
         BenchCommand::Fork(args) => fork::run(globals, args),
         BenchCommand::Wake(args) => wake::run(globals, args),
         BenchCommand::Boundary(args) => boundary::run(globals, args),
+        BenchCommand::Load(args) => load::run(globals, args),
         BenchCommand::Swap(args) => swap::run(globals, args),
         BenchCommand::Journal(args) => journal::run(globals, args),
     }
