@@ -19,7 +19,11 @@ pub fn soak(fuzz_seconds: u32) -> Result<()> {
     let models = crate::test::fetch_models()?;
     let mut cargo = crate::cargo();
     // As users run it: the plain path takes a minute a reply with debug assertions, and a soak has thousands of replies.
-    cargo.args(["test", "--workspace", "--release"]).env("DRIFTWOOD_MODELS", models).env("PROPTEST_CASES", "500").env("DRIFTWOOD_SOAK", "1");
+    cargo
+        .args(["test", "--workspace", "--release"])
+        .env("DRIFTWOOD_MODELS", models)
+        .env("PROPTEST_CASES", "500")
+        .env("DRIFTWOOD_SOAK", "1");
     crate::run(&mut cargo)?;
     crate::cross::arm()
 }

@@ -53,6 +53,7 @@ fn parts<'a>(shape: &Shape, weights: &'a Weights) -> Vec<Part<'a>> {
         let name = format!("{}.{}", tensor.gguf, tensor.kind.suffix());
         let vector = |len, middle| weights.vector(&tensor.folder, len, middle).into_iter().map(f32::from).collect::<Vec<f32>>();
         match tensor.kind {
+            Kind::Norm { len } if shape.is_gemma() => floats(&name, vector(len, 0.0).into_iter().map(|x| x + 1.0).collect()),
             Kind::Norm { len } => floats(&name, vector(len, 1.0)),
             Kind::Bias { len } => floats(&name, vector(len, 0.0)),
             Kind::Matrix { rows, row_len, rotated } => {

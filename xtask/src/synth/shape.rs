@@ -27,7 +27,7 @@ pub enum Stretch {
 }
 
 /// The extents of a model.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Shape {
     pub name: &'static str,
     pub family: Family,

@@ -93,6 +93,30 @@ fn folders_and_gguf_files_give_the_same_bits() {
     assert_ne!(altered.fingerprint(), prints[1], "a shard is not covered");
 }
 
+#[test]
+fn every_family_is_what_the_engine_opens() {
+    use shape::{Family, Stretch};
+    let folder = tempfile::tempdir().unwrap();
+    let weights = Weights::new(Format::Bf16, 9);
+    let families = [
+        (Family::Llama, Stretch::None),
+        (Family::Mistral, Stretch::None),
+        (Family::Qwen2, Stretch::None),
+        (Family::Qwen3, Stretch::None),
+        (Family::Gemma2, Stretch::None),
+        (Family::Gemma3, Stretch::Linear(8.0)),
+        (Family::Phi3, Stretch::Long),
+    ];
+    for (family, stretch) in families {
+        let shape = Shape { family, stretch, window: 4 * usize::from(family != Family::Mistral), ..tiny().clone() };
+        let path = |name: &str| folder.path().join(format!("{family:?}-{name}"));
+        folder::write(&shape, &weights, usize::MAX, &path("folder")).unwrap();
+        gguf::write(&shape, &weights, &path("gguf")).unwrap();
+        let [a, b] = ["folder", "gguf"].map(|name| logits(&open(&path(name), cpu(2, Simd::detect(), Arithmetic::Exact)), &TOKENS, 4));
+        assert!(a.iter().any(|x| *x != 0) && a == b, "{family:?} is off by {}", distance(&a, &b));
+    }
+}
+
 /// Replaces the second shard by an altered copy: the old one is mapped.
 fn flip_a_weight(folder: &Path) {
     let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
