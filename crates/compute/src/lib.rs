@@ -28,6 +28,6 @@ pub use cpu::kv::{KV_BLOCK_TOKENS, KvDType, KvLayout, load_kv_row, store_kv_row}
 pub use cpu::math;
 pub use cpu::rope::{rope_half, rope_interleaved};
 pub use cpu::simd::Simd;
-pub use cpu::{Arithmetic, Cpu, KERNEL_VERSION};
+pub use cpu::{Arithmetic, Cpu, GROUPS_KERNEL_VERSION, KERNEL_VERSION};
 pub use error::Error;
 pub use matrix::Matrix;

@@ -9,7 +9,7 @@ use crate::source::{self, Source};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 use driftwood_compute::gpu::Gpu;
-use driftwood_compute::{Arithmetic, Cpu, KERNEL_VERSION, KvDType, KvLayout};
+use driftwood_compute::{Arithmetic, Cpu, GROUPS_KERNEL_VERSION, KERNEL_VERSION, KvDType, KvLayout};
 use driftwood_region::View;
 use serde::Serialize;
 use std::path::Path;
@@ -49,6 +49,7 @@ pub struct Model {
     name: String,
     files: Vec<View>,
     config: Config,
+    is_grouped: bool,
     decoder: Box<dyn Decoder>,
     tokenizer: Tokenizer,
     template: Result<ChatTemplate, String>,
@@ -74,6 +75,7 @@ impl Model {
         let model = Model {
             name: name.to_owned(),
             files: source.files().into_iter().map(|(_, file)| file).collect(),
+            is_grouped: source.is_grouped(),
             config,
             decoder,
             tokenizer,
@@ -193,7 +195,7 @@ impl Model {
     pub fn numerics_id(&self, kv: KvDType) -> String {
         let arithmetic = self.cpu().arithmetic();
         match &self.device.gpu {
-            None => format!("cpu/kernels-{KERNEL_VERSION}/{arithmetic}/kv-{kv}"),
+            None => format!("cpu/kernels-{}/{arithmetic}/kv-{kv}", if self.is_grouped { GROUPS_KERNEL_VERSION } else { KERNEL_VERSION }),
             Some(gpu) => {
                 let tiles = kv == KvDType::F16 && self.tiles_on().is_some();
                 format!("{}/{arithmetic}/kv-{kv}", if tiles { gpu.tiles_numerics_id() } else { gpu.numerics_id() })

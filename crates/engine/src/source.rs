@@ -41,6 +41,11 @@ pub(crate) trait Source {
     /// Whether there is a tensor of this name.
     fn has_tensor(&self, name: &str) -> bool;
 
+    /// Whether weights may be MLX's groups.
+    fn is_grouped(&self) -> bool {
+        false // as GGUF files never are
+    }
+
     /// The floats of this name, which are no matrix: a norm.
     fn tensor(&self, name: &str) -> Result<&View, Error>;
 

@@ -40,7 +40,10 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Changes whenever a kernel's results change in any bit; part of the numerics id.
-pub const KERNEL_VERSION: u32 = 2;
+pub const KERNEL_VERSION: u32 = 1;
+
+/// The same of products with MLX's groups, where a model has any.
+pub const GROUPS_KERNEL_VERSION: u32 = 2;
 
 /// How products are computed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

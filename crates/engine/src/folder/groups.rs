@@ -50,6 +50,11 @@ impl Quantisation {
         Ok(Quantisation { all: Some(all), modules })
     }
 
+    /// Whether any module may have groups.
+    pub(super) fn is_any(&self) -> bool {
+        self.all.is_some()
+    }
+
     /// The groups of a module, by any of its names; `None` if it has none.
     pub(super) fn of(&self, names: &[String]) -> Option<Groups> {
         names.iter().find_map(|name| self.modules.get(name)).copied().unwrap_or(self.all)

@@ -204,6 +204,10 @@ impl Source for Folder {
         names::key(key).map_or(Ok(None), |own| self.config.f32(own))
     }
 
+    fn is_grouped(&self) -> bool {
+        self.quantisation.is_any()
+    }
+
     fn has_tensor(&self, name: &str) -> bool {
         match name {
             "output.weight" => !self.config.is_tied().unwrap_or_default(),
