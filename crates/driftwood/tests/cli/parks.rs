@@ -1,7 +1,9 @@
 //! An actor that is frozen in the middle of a reply, in whichever host call, and goes on in another process with another state folder.
 //!
 //! Some calls of a short reply for every change; with `DRIFTWOOD_SOAK=1` every call of a chat's of 200 tokens and of a judge's, and every ninth of a
-//! guest's that reads the logits of 200 tokens.
+//! guest's that reads the logits of 200 tokens. On a machine with many cores `DRIFTWOOD_SOAK_PART=I/N` takes the i-th of n parts of the calls.
+
+#![allow(clippy::print_stdout, reason = "how far a soak has come")]
 
 use crate::support::{Home, SMOLLM2, models};
 use driftwood_actor::{Error, Existing, Host, HostOptions, Limits, Message, Outcome, SpawnSpec};
@@ -15,6 +17,13 @@ const QUESTION: &str = "Write a long story about an old sailor and the sea.";
 
 fn soaks() -> bool {
     std::env::var_os("DRIFTWOOD_SOAK").is_some()
+}
+
+/// Which part of the calls this process takes, and of how many.
+fn part() -> (u64, u64) {
+    let Ok(part) = std::env::var("DRIFTWOOD_SOAK_PART") else { return (0, 1) };
+    let (index, count) = part.split_once('/').expect("DRIFTWOOD_SOAK_PART is like 3/8");
+    (index.parse().unwrap(), count.parse().unwrap())
 }
 
 /// An actor and its two messages: the second one is cut.
@@ -61,7 +70,8 @@ fn goes_on_elsewhere(case: &Case<'_>, step: u64) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let whole = frozen(&mut host, &case.messages[1], u64::MAX, Path::new("")).unwrap();
     let paths = Simd::available();
-    let mut calls = 1;
+    let (index, parts) = part();
+    let mut calls = 1 + index * step;
     loop {
         let file = folder.path().join("cut");
         if frozen(&mut host, &case.messages[1], calls, &file).is_some() {
@@ -81,9 +91,10 @@ fn goes_on_elsewhere(case: &Case<'_>, step: u64) -> usize {
             assert_eq!(nothing["resumed"], 0, "call {calls} on {simd}");
         }
         std::fs::remove_file(&file).unwrap();
-        calls += step;
+        calls += parts * step;
     }
     assert!(calls > 10, "{calls}");
+    println!("{} calls, part {index} of {parts}", calls - 1);
     whole.tokens.len()
 }
 
