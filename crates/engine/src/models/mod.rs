@@ -23,7 +23,7 @@ use driftwood_region::DType;
 
 /// A loaded decoder.
 ///
-/// - `forward` runs every layer over the rows of one pass and ends with `Step::logits`.
+/// - `forward` runs every layer over the rows of one pass and ends with `Pass::logits`.
 /// - It names no session and no position: rows carry them.
 /// - It allocates nothing.
 pub(crate) trait Decoder: Send + Sync + std::fmt::Debug {
