@@ -1,24 +1,54 @@
 //! Any life gives the state of an undisturbed one: messages, messages that are cut in the middle, failures, freezes, thaws, saves, forks, rewinds, changes
-//! of the model and deaths of its process in random order, on a tiny model.
+//! of the model and deaths of its process in random order, on a tiny model of each family.
 
 mod common;
+#[path = "../../engine/tests/common/models.rs"]
+mod models;
 #[path = "common/tiny.rs"]
 mod tiny;
 
 use driftwood_actor::{Error, Existing, Host, Message, StateFolder, ThawOptions};
+use driftwood_engine::describe;
+use models::FAMILIES;
 use proptest::prelude::*;
-use tiny::{CONTEXT, Script, VOCABULARY, host_on, limits, spawn_caller_on};
+use proptest::test_runner::TestRunner;
+use tiny::{CONTEXT, Script, host_from, limits, spawn_caller_on};
 
-/// The models that the actors go to and fro between.
+/// What the actors call the models that they go to and fro between.
 const MODELS: [&str; 2] = ["tiny", "other"];
+/// Lives on each family.
+const CASES: u32 = 8;
 /// The first session, and pages of memory that `call_any` leaves alone.
 const SESSION: u32 = 1;
+/// What it is opened with.
+const OPEN: [u32; 4] = [0, 0, 0, CONTEXT];
 const TOKENS_AT: u32 = 131_072;
 const LOGITS_AT: u32 = TOKENS_AT + 8192;
 const RANDOM_AT: u32 = LOGITS_AT + 8192;
 
-fn host() -> Host {
-    host_on(&[(MODELS[0], 1), (MODELS[1], 2)], None)
+/// The models of a life.
+#[derive(Clone, Copy)]
+struct World {
+    files: [&'static str; 2],
+    vocabularies: [u32; 2],
+}
+
+impl World {
+    fn new(files: [&'static str; 2]) -> World {
+        let vocabulary = |file: &str| describe(&models::path(file)).unwrap().config.vocabulary as u32;
+        World { files, vocabularies: files.map(vocabulary) }
+    }
+
+    fn host(self) -> Host {
+        let at = |name: &str| MODELS.iter().position(|model| *model == name);
+        host_from(None, move |name| at(name).map(|at| models::path(self.files[at])))
+    }
+
+    /// What an actor of a host is told to do.
+    fn script(self, host: &Host, name: &str, talk: &Talk) -> Script {
+        let other = host.info(name).unwrap().settings["model"] == MODELS[1];
+        script(talk, self.vocabularies[usize::from(other)])
+    }
 }
 
 fn thaw_options() -> ThawOptions {
@@ -103,12 +133,12 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 3..20)
 }
 
-fn script(talk: &Talk) -> Script {
+fn script(talk: &Talk, vocabulary: u32) -> Script {
     let mut script = Script::default();
     match *talk {
         Talk::Prefill(count) => script.call("prefill", &[SESSION, TOKENS_AT, count]),
         Talk::Next(count) => (0..count).fold(&mut script, |s, _| s.call("next", &[SESSION])),
-        Talk::Logits => script.call("decode", &[SESSION, LOGITS_AT, VOCABULARY]).call("sample", &[SESSION, LOGITS_AT, VOCABULARY]),
+        Talk::Logits => script.call("decode", &[SESSION, LOGITS_AT, vocabulary]).call("sample", &[SESSION, LOGITS_AT, vocabulary]),
         Talk::Truncate(to) => script.call("session_truncate", &[SESSION, to]),
         Talk::ForkSession => script.call("session_fork", &[SESSION]),
         Talk::CloseSecond => script.call("session_close", &[SESSION + 1]),
@@ -123,12 +153,13 @@ fn swap(host: &mut Host, name: &str, count: u32) -> Vec<i32> {
     let other = MODELS.into_iter().find(|model| host.info(name).unwrap().settings["model"] != *model).unwrap();
     host.swap_model(name, other, false, &mut |_| {}).unwrap();
     let mut script = Script::default();
-    script.call("session_close", &[SESSION]).call("session_open", &[0, 0, 0, 0]).call("prefill", &[SESSION, TOKENS_AT, count]);
+    script.call("session_close", &[SESSION]).call("session_open", &OPEN).call("prefill", &[SESSION, TOKENS_AT, count]);
     script.run(host, name).unwrap()
 }
 
 /// An actor that moves from host to host and from name to name.
 struct Wanderer {
+    world: World,
     host: Host,
     name: String,
     moves: u32,
@@ -136,11 +167,15 @@ struct Wanderer {
 }
 
 impl Wanderer {
+    fn script(&self, talk: &Talk) -> Script {
+        self.world.script(&self.host, &self.name, talk)
+    }
+
     fn freeze_and_thaw(&mut self) {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("f");
         self.host.freeze(&self.name, &file, Existing::Refuse).unwrap();
-        self.host = host();
+        self.host = self.world.host();
         self.moves += 1;
         self.name = format!("thawed{}", self.moves);
         let report = self.host.thaw(&file, &self.name, thaw_options()).unwrap();
@@ -158,7 +193,7 @@ impl Wanderer {
         let state = StateFolder::open(self.root.path()).unwrap();
         let before = self.host.state_hash(&self.name).unwrap();
         self.save();
-        self.host = host();
+        self.host = self.world.host();
         let report = state.hold(&self.name).unwrap().thaw_into(&mut self.host, thaw_options()).unwrap();
         assert_eq!((report.recomputed_tokens, self.host.state_hash(&self.name).unwrap()), (0, before));
         assert!(state.chunks().check(&state.heads().unwrap()).is_empty());
@@ -166,7 +201,7 @@ impl Wanderer {
 
     /// From the state folder, in a new host, as the process after one that died.
     fn wake(&mut self) {
-        self.host = host(); // drops the journal's streams: what is not kept is left
+        self.host = self.world.host(); // drops the journal's streams: what is not kept is left
         let state = StateFolder::open(self.root.path()).unwrap();
         state.hold(&self.name).unwrap().thaw_into(&mut self.host, thaw_options()).unwrap();
     }
@@ -197,7 +232,7 @@ impl Wanderer {
             self.save();
         }
         let before = self.host.state_hash(&self.name).unwrap();
-        let message = Message { park_after_calls: Some(1), ..Message::new(self.name.clone(), script(talk).message()) };
+        let message = Message { park_after_calls: Some(1), ..Message::new(self.name.clone(), self.script(talk).message()) };
         assert!(matches!(self.host.send(message, &mut |_| {}), Err(Error::Parked { .. })));
         if after_death {
             self.wake();
@@ -215,7 +250,7 @@ impl Wanderer {
             self.save();
         }
         let before = self.host.state_hash(&self.name).unwrap();
-        let message = Message { park_after_calls: Some(calls), ..Message::new(self.name.clone(), script(talk).message()) };
+        let message = Message { park_after_calls: Some(calls), ..Message::new(self.name.clone(), self.script(talk).message()) };
         match self.host.send(message, &mut |_| {}) {
             Ok(outcome) => return outcome.reply,
             Err(Error::Parked { .. }) => assert_eq!(self.host.state_hash(&self.name).unwrap(), before),
@@ -233,9 +268,9 @@ impl Wanderer {
         self.save();
         let before = self.host.state_hash(&self.name).unwrap();
         let turn = self.host.info(&self.name).unwrap().messages_handled;
-        script(talk).run(&mut self.host, &self.name).unwrap();
+        self.script(talk).run(&mut self.host, &self.name).unwrap();
         self.save();
-        self.host = host();
+        self.host = self.world.host();
         let state = StateFolder::open(self.root.path()).unwrap();
         assert_eq!(state.hold(&self.name).unwrap().rewind(turn).unwrap().dropped_turns, 1);
         assert!(self.rise().is_none());
@@ -275,28 +310,29 @@ impl Wanderer {
 }
 
 /// Lives through events with a wanderer and an actor that nobody disturbs, whose answers and last state must be equal.
-fn live(events: &[Event]) {
-    let mut undisturbed = host();
+fn live(world: World, events: &[Event]) {
+    let mut undisturbed = world.host();
     spawn_caller_on(&mut undisturbed, "a", &MODELS);
     let mut opening = Script::default();
-    opening.call("session_open", &[0, 0, 0, 0]).call("random", &[RANDOM_AT, 64]).call("prefill", &[SESSION, TOKENS_AT, 3]);
+    opening.call("session_open", &OPEN).call("random", &[RANDOM_AT, 64]).call("prefill", &[SESSION, TOKENS_AT, 3]);
     opening.run(&mut undisturbed, "a").unwrap();
     undisturbed.fork("a", "wanderer").unwrap(); // the same random state
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("f");
     undisturbed.freeze("wanderer", &file, Existing::Refuse).unwrap();
-    let mut wanderer = Wanderer { host: host(), name: "wanderer".into(), moves: 0, root: tempfile::tempdir().unwrap() };
+    let mut wanderer = Wanderer { world, host: world.host(), name: "wanderer".into(), moves: 0, root: tempfile::tempdir().unwrap() };
     wanderer.host.thaw(&file, "wanderer", thaw_options()).unwrap();
     for event in events {
         match event {
             Event::Talk(talk) => {
-                let expected = script(talk).run(&mut undisturbed, "a").unwrap();
-                assert_eq!(script(talk).run(&mut wanderer.host, &wanderer.name).unwrap(), expected);
+                let script = wanderer.script(talk);
+                let expected = script.run(&mut undisturbed, "a").unwrap();
+                assert_eq!(script.run(&mut wanderer.host, &wanderer.name).unwrap(), expected);
             }
             Event::Cut(talk, calls, go_on) => {
-                let expected = script(talk).run(&mut undisturbed, "a").unwrap();
-                let reply = wanderer.cut(talk, *calls, *go_on);
-                assert_eq!(script(talk).answers(&reply), expected);
+                let script = wanderer.script(talk);
+                let expected = script.run(&mut undisturbed, "a").unwrap();
+                assert_eq!(script.answers(&wanderer.cut(talk, *calls, *go_on)), expected);
             }
             Event::Die => wanderer.die(),
             Event::Rewind(talk) => wanderer.rewind(talk),
@@ -316,12 +352,15 @@ fn live(events: &[Event]) {
     assert_eq!(wanderer.host.state_hash(&wanderer.name).unwrap(), undisturbed.state_hash("a").unwrap());
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn any_life_gives_the_state_of_an_undisturbed_one(events in events()) {
-        live(&events);
+#[test]
+fn any_life_gives_the_state_of_an_undisturbed_one() {
+    for (first, family) in FAMILIES.into_iter().enumerate() {
+        let config = ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() };
+        let lived = TestRunner::new(config).run(&(events(), 1..FAMILIES.len()), |(events, further)| {
+            live(World::new([family, FAMILIES[(first + further) % FAMILIES.len()]]), &events);
+            Ok(())
+        });
+        lived.unwrap_or_else(|failure| panic!("{family}: {failure}"));
     }
 }
 
@@ -329,5 +368,6 @@ proptest! {
 #[test]
 fn what_follows_a_message_that_failed_is_found() {
     let cut = |talk, calls, go_on| Event::Cut(talk, calls, go_on);
-    live(&[Event::Die, Event::Fail, cut(Talk::Logits, 5, GoOn::Here), Event::Die, cut(Talk::Prefill(1), 1, GoOn::AfterDeath)]);
+    let events = [Event::Die, Event::Fail, cut(Talk::Logits, 5, GoOn::Here), Event::Die, cut(Talk::Prefill(1), 1, GoOn::AfterDeath)];
+    live(World::new([FAMILIES[0], FAMILIES[1]]), &events);
 }

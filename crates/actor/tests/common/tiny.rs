@@ -9,6 +9,7 @@ use driftwood_compute::gpu::Gpu;
 use driftwood_compute::{Arithmetic, Cpu, Simd};
 use driftwood_engine::Device;
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,12 +67,13 @@ pub fn host(seed: u32) -> Host {
 /// A host with models of these names and seeds, on a GPU if one is given.
 pub fn host_on(models: &[(&'static str, u32)], gpu: Option<Arc<Gpu>>) -> Host {
     let files: Vec<_> = models.iter().map(|(name, seed)| (*name, model_file(*seed))).collect();
+    host_from(gpu, move |name| files.iter().find(|(n, _)| *n == name).map(|(_, file)| file.path().to_owned()))
+}
+
+/// A host whose models lie where `path` says.
+pub fn host_from(gpu: Option<Arc<Gpu>>, path: impl Fn(&str) -> Option<PathBuf> + Send + 'static) -> Host {
     let device = Device { cpu: Arc::new(Cpu::new(1, Simd::Portable, Arithmetic::Fast)), gpu };
-    let models = move |name: &str| {
-        let found = files.iter().find(|(n, _)| *n == name).map(|(_, file)| file.path().to_owned());
-        found.ok_or_else(|| "it is not here".to_owned())
-    };
-    Host::new(HostOptions { device, models: Box::new(models) }).unwrap()
+    Host::new(HostOptions { device, models: Box::new(move |name| path(name).ok_or_else(|| "it is not here".to_owned())) }).unwrap()
 }
 
 /// Limits under which nothing a guest asks for takes long.
