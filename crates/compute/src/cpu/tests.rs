@@ -342,6 +342,21 @@ fn selected_rows_are_the_same_weights() {
     }
 }
 
+/// Multiplies with the largest activations of either sign.
+fn does_not_saturate(w: &Matrix, which: &str) {
+    let (n, k) = (w.rows(), w.row_len());
+    for sign in [127.0, -127.0] {
+        let values = vec![sign; k];
+        let exact = reference(w, &values, 1);
+        for simd in Simd::available() {
+            let cpu = Cpu::new(1, simd, Arithmetic::Fast);
+            let out = guarded(n, |out| cpu.matmul(w, &activations(&cpu, 1, k, &values), out));
+            let right = out.iter().zip(&exact).all(|(o, (e, size))| (f64::from(*o) - e).abs() <= 1e-6 * size);
+            assert!(right, "{which} {simd}: {out:?} {exact:?}");
+        }
+    }
+}
+
 #[test]
 fn extreme_quants_do_not_saturate() {
     for dtype in WEIGHTS.into_iter().filter(|d| d.is_quantised()) {
@@ -357,16 +372,7 @@ fn extreme_quants_do_not_saturate() {
                 }
             }
             let w = matrix(dtype, n, k, &bytes);
-            for sign in [127.0, -127.0] {
-                let values = vec![sign; k];
-                let exact = reference(&w, &values, 1);
-                for simd in Simd::available() {
-                    let cpu = Cpu::new(1, simd, Arithmetic::Fast);
-                    let out = guarded(n, |out| cpu.matmul(&w, &activations(&cpu, 1, k, &values), out));
-                    let right = out.iter().zip(&exact).all(|(o, (e, size))| (f64::from(*o) - e).abs() <= 1e-6 * size);
-                    assert!(right, "{dtype} {fill:#x} {simd}: {out:?} {exact:?}");
-                }
-            }
+            does_not_saturate(&w, &format!("{dtype} {fill:#x}"));
         }
     }
 }
@@ -380,16 +386,7 @@ fn extreme_groups_do_not_saturate() {
             let bytes = vec![fill; stored.dtype.bytes_of(n * k).unwrap()];
             let numbers = floats_as(dtype, &vec![-1.0; n * k / stored.block()]);
             let w = grouped(stored, n, k, &bytes, &numbers, &numbers);
-            for sign in [127.0, -127.0] {
-                let values = vec![sign; k];
-                let exact = reference(&w, &values, 1);
-                for simd in Simd::available() {
-                    let cpu = Cpu::new(1, simd, Arithmetic::Fast);
-                    let out = guarded(n, |out| cpu.matmul(&w, &activations(&cpu, 1, k, &values), out));
-                    let right = out.iter().zip(&exact).all(|(o, (e, size))| (f64::from(*o) - e).abs() <= 1e-6 * size);
-                    assert!(right, "{stored:?} {fill:#x} {simd}: {out:?} {exact:?}");
-                }
-            }
+            does_not_saturate(&w, &format!("{stored:?} {fill:#x}"));
         }
     }
 }

@@ -116,8 +116,8 @@ impl<'a> Weight<'a> {
         let aligned = part.elements.offset_bytes.is_multiple_of(4) && block_bytes.is_multiple_of(4);
         let words = match (aligned, &self.groups) {
             (true, _) => include_str!("wgsl/words_aligned.wgsl"),
-            (false, None) => include_str!("wgsl/words_any.wgsl"),
-            (false, Some(_)) => include_str!("wgsl/words_bytes.wgsl"),
+            (false, None) => concat!(include_str!("wgsl/join_halves.wgsl"), include_str!("wgsl/words_any.wgsl")),
+            (false, Some(_)) => include_str!("wgsl/words_any.wgsl"), // which groups join bytes for
         };
         let unit = match &self.groups {
             Some(groups) => group_text(self.dtype, groups, bindings),
