@@ -1,6 +1,6 @@
 //! How fast a snapshot is written and read: 4,096 tokens of SmolLM2 by default (64 blocks of f16, 94 MB).
 //!
-//! `cargo run --release -p driftwood-snapshot --example speed [FOLDER] [ROUNDS] [TOKENS]` prints medians in milliseconds.
+//! `cargo run --release -p driftwood-snapshot --example snapshot_speed [FOLDER] [ROUNDS] [TOKENS]` prints medians in milliseconds.
 #![allow(clippy::print_stdout)]
 
 use driftwood_snapshot::*;
