@@ -328,10 +328,15 @@ fn publish(reference: &Reference, files: &Path, target: &Path, origin: &Origin) 
         models::move_checked(&file, target).with_context(moving)?;
     } else {
         write_origin(&files.join(ORIGIN), origin)?;
+        sync_folder(files)?;
         fs::rename(files, target).with_context(moving)?;
     }
-    let parent = target.parent().unwrap_or(Path::new("."));
-    File::open(parent).and_then(|folder| folder.sync_all()).with_context(|| format!("cannot write {} to disk", parent.display()))
+    sync_folder(target.parent().unwrap_or(Path::new(".")))
+}
+
+/// Makes the names in a folder durable.
+fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|folder| folder.sync_all()).with_context(|| format!("cannot write {} to disk", folder.display()))
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub fn is_gguf(path: &Path) -> bool {
 pub fn show(model: &Found, as_json: bool) -> Result<()> {
     let Found { name, path } = model;
     let described = driftwood_engine::describe(path).with_context(|| format!("cannot use the model {}", path.display()))?;
-    let described = serde_json::to_value(described)?;
+    let described: Value = serde_json::from_str(&serde_json::to_string(&described)?)?; // by way of text an f32 keeps its few digits
     let origin = repository::origin_of(path);
     if as_json {
         let shown = json!({ "name": name, "path": path, "bytes": models::bytes_under(path), "origin": origin, "model": described });
@@ -72,7 +72,7 @@ fn cell(key: &str, value: &Value) -> String {
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
         Value::String(text) => text.replace(char::is_control, " "),
         Value::Number(number) if key.contains("bytes") => number.as_u64().map_or_else(|| number.to_string(), output::human_bytes),
-        Value::Number(number) if number.is_f64() => (number.as_f64().unwrap_or_default() as f32).to_string(), // the engine counts in f32
+        Value::Number(number) if number.is_f64() => number.as_f64().unwrap_or_default().to_string(),
         Value::Array(entries) => list(key, entries),
         other => other.to_string(),
     }
