@@ -77,7 +77,11 @@ pub struct Batch {
 #[derive(Debug)]
 enum Place {
     Cpu(Box<Scratch>),
-    Gpu { plain: Box<GpuPasses>, tiles: Option<Box<TilePasses>> },
+    /// On tiles, sessions with long contexts have passes of their own, the second.
+    Gpu {
+        plain: Box<GpuPasses>,
+        tiles: Vec<TilePasses>,
+    },
 }
 
 /// The rows of one pass.
@@ -86,7 +90,7 @@ pub(crate) struct Plan {
     pub(crate) rows: Vec<Row>,
     pub(crate) tokens: Vec<u32>,    // (row)
     pub(crate) outputs: Vec<usize>, // rows whose logits are wanted
-    long: bool,                     // whether their contexts are long ones
+    pub(crate) long: bool,          // whether their contexts are long ones
 }
 
 impl Batch {
@@ -100,7 +104,9 @@ impl Batch {
         let place = match &model.device().gpu {
             None => Place::Cpu(Box::default()),
             Some(gpu) => {
-                Place::Gpu { plain: Box::new(GpuPasses::new(gpu)), tiles: model.tiles_on().map(|gpu| Box::new(TilePasses::new(gpu))) }
+                let long = [Some(false), model.config().context_long_max.map(|_| true)].into_iter().flatten();
+                let tiles = model.tiles_on().map_or_else(Vec::new, |gpu| long.map(|long| TilePasses::new(gpu, long)).collect());
+                Place::Gpu { plain: Box::new(GpuPasses::new(gpu)), tiles }
             }
         };
         Batch { model: model.clone(), rows_per_pass: TILE_ROWS_PER_PASS_MAX, plan: Plan::default(), place }
@@ -151,8 +157,8 @@ impl Batch {
     }
 
     fn time_kernels(&mut self, on: bool) -> Vec<Timed> {
-        let Place::Gpu { tiles: Some(tiles), .. } = &mut self.place else { return Vec::new() };
-        std::mem::replace(&mut tiles.times, on.then(Vec::new)).unwrap_or_default()
+        let Place::Gpu { tiles, .. } = &mut self.place else { return Vec::new() };
+        tiles.iter_mut().flat_map(|tiles| std::mem::replace(&mut tiles.times, on.then(Vec::new)).unwrap_or_default()).collect()
     }
 
     /// How many rows one pass takes, and how many of them may want their logits.
@@ -160,7 +166,7 @@ impl Batch {
         let rows = self.rows_per_pass.min(ROWS_PER_PASS_MAX);
         match &self.place {
             Place::Cpu(_) => (rows, usize::MAX),
-            Place::Gpu { tiles: Some(_), .. } if next_layout(work).is_some_and(|l| l.dtype == KvDType::F16) => {
+            Place::Gpu { tiles, .. } if !tiles.is_empty() && next_layout(work).is_some_and(|l| l.dtype == KvDType::F16) => {
                 (self.rows_per_pass, GPU_OUTPUTS_PER_PASS_MAX)
             }
             Place::Gpu { plain, .. } => (rows, plain.outputs_max(self.model.config())),
@@ -177,7 +183,9 @@ impl Batch {
                 self.model.decoder().forward(&mut step);
                 Answer { logits: &scratch.logits, tokens: &[], wrote_shared: false }
             }
-            Place::Gpu { tiles: Some(tiles), .. } if layout.dtype == KvDType::F16 => tiles.evaluate(&self.model, &self.plan, work)?,
+            Place::Gpu { tiles, .. } if !tiles.is_empty() && layout.dtype == KvDType::F16 => {
+                tiles[usize::from(self.plan.long)].evaluate(&self.model, &self.plan, work)?
+            }
             Place::Gpu { plain, .. } => {
                 Answer { logits: plain.evaluate(&self.model, &self.plan, layout, work)?, tokens: &[], wrote_shared: false }
             }
@@ -326,23 +334,18 @@ impl Pass for Step<'_, '_> {
         s.branch.copy_from_slice(s.normed.f32());
     }
 
-    fn attention(&mut self, w: &AttentionWeights<'_>, plan: AttentionPlan, rope: &Rope, eps: f32) {
+    fn attention(&mut self, w: &AttentionWeights, plan: AttentionPlan, rope: &Rope, eps: f32) {
         let shape = &plan.over(self.layout);
         let s = &mut *self.scratch;
         let rows = self.plan.rows.len();
-        project(self.cpu, w.q, &s.normed, rows, &mut s.query);
-        project(self.cpu, w.k, &s.normed, rows, &mut s.key);
-        project(self.cpu, w.v, &s.normed, rows, &mut s.value);
-        for (bias, out) in [(w.q_bias, &mut s.query), (w.k_bias, &mut s.key), (w.v_bias, &mut s.value)] {
-            if let Some(bias) = bias {
-                self.cpu.add_rows(out, bias);
-            }
+        for (weight, out) in [(&w.q, &mut s.query), (&w.k, &mut s.key), (&w.v, &mut s.value)] {
+            project(self.cpu, weight, &s.normed, rows, out);
         }
-        if let Some(weight) = w.q_norm {
-            norm_heads(self.cpu, &mut s.query, &mut s.rotated, weight, eps);
+        for (bias, out) in w.biases.iter().flatten().zip([&mut s.query, &mut s.key, &mut s.value]) {
+            self.cpu.add_rows(out, bias);
         }
-        if let Some(weight) = w.k_norm {
-            norm_heads(self.cpu, &mut s.key, &mut s.rotated, weight, eps);
+        for (weight, out) in w.head_norms.iter().flatten().zip([&mut s.query, &mut s.key]) {
+            norm_heads(self.cpu, out, &mut s.rotated, weight, eps);
         }
         self.rotate_and_store(shape, rope);
         let s = &mut *self.scratch;
@@ -350,7 +353,7 @@ impl Pass for Step<'_, '_> {
         let kv = SessionsKv(self.work);
         self.cpu.attend(shape, &self.plan.rows, &s.rotated, &kv, &mut s.attend, s.attended.f32_mut());
         self.cpu.quantise(&mut s.attended);
-        project(self.cpu, w.o, &s.attended, rows, &mut s.branch);
+        project(self.cpu, &w.o, &s.attended, rows, &mut s.branch);
     }
 
     fn feed_forward(&mut self, gate: &Matrix, up: &Matrix, down: &Matrix, activation: Gate) {

@@ -110,7 +110,7 @@ impl Config {
             scale: self.attention_scale,
             softcap: self.scores_cap,
             // A window that no context reaches is none, so that kernels need not be told of it.
-            window: window.filter(|window| *window < self.context_max),
+            window: window.filter(|window| *window < self.context_long_max.unwrap_or(self.context_max)),
         }
     }
 

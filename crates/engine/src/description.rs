@@ -109,8 +109,9 @@ pub(crate) struct StoredTensor {
 /// If it is none that this version can run, as [`crate::Model::open`].
 pub fn describe(path: &Path) -> Result<Description, Error> {
     let source = source::open(path)?;
-    let (config, decoder) = models::load(&*source)?;
-    let tokenizer = tokenizer(&*source, &config)?;
+    let decoder = models::load(&*source)?;
+    let config = decoder.config();
+    let tokenizer = tokenizer(&*source, config)?;
     let mut census = Census::default();
     decoder.forward(&mut census);
     let template = source.chat_template().and_then(|t| ChatTemplate::new(t, config.architecture, &tokenizer));
@@ -138,7 +139,7 @@ pub fn describe(path: &Path) -> Result<Description, Error> {
         files: source.files().into_iter().map(file).collect(),
         kv_bytes_a_token: KvDType::ALL.into_iter().map(|dtype| (dtype.to_string(), config.kv_layout(dtype).token_bytes())).collect(),
         generation: source.generation(),
-        config,
+        config: config.clone(),
     })
 }
 
@@ -180,8 +181,8 @@ impl Pass for Census {
 
     fn norm_branch(&mut self, _: &[f32], _: f32) {}
 
-    fn attention(&mut self, weights: &AttentionWeights<'_>, plan: AttentionPlan, rope: &Rope, _: f32) {
-        self.biases |= weights.q_bias.is_some();
+    fn attention(&mut self, weights: &AttentionWeights, plan: AttentionPlan, rope: &Rope, _: f32) {
+        self.biases |= weights.biases.is_some();
         let kind = LayerKind {
             count: 0,
             window: plan.window,

@@ -88,7 +88,7 @@ pub enum Error {
         got: String,
     },
     /// A tensor that is needed is absent.
-    #[error("the model file lacks the tensor `{tensor}`")]
+    #[error("the model lacks the tensor `{tensor}`")]
     TensorMissing {
         /// Its name.
         tensor: String,

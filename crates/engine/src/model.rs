@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::config::Config;
-use crate::gpu::{GpuWeights, Upload, tile_attention};
+use crate::gpu::{GpuWeights, tile_attention, upload_tiles};
 use crate::kv::{KvHome, KvPools};
 use crate::models::{self, Decoder};
 use crate::source::{self, Source};
@@ -48,9 +48,8 @@ impl From<Arc<Cpu>> for Device {
 pub struct Model {
     name: String,
     files: Vec<View>,
-    config: Config,
     is_grouped: bool,
-    decoder: Box<dyn Decoder>,
+    decoder: Decoder,
     tokenizer: Tokenizer,
     template: Result<ChatTemplate, String>,
     device: Device,
@@ -69,46 +68,37 @@ impl Model {
     pub fn open(name: &str, path: &Path, device: impl Into<Device>) -> Result<Arc<Model>, Error> {
         let device = device.into();
         let source = source::open(path)?;
-        let (config, decoder) = models::load(&*source)?;
-        let tokenizer = tokenizer(&*source, &config)?;
+        let decoder = models::load(&*source)?;
+        let config = decoder.config();
+        let (tokenizer, gpu_weights) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| tokenizer(&*source, config));
+            let gpu_weights = device.gpu.as_ref().map(|gpu| upload(gpu, &device, &decoder)).transpose();
+            (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), gpu_weights)
+        });
+        let (tokenizer, gpu_weights) = (tokenizer?, gpu_weights?);
         let template = source.chat_template().and_then(|t| ChatTemplate::new(t, config.architecture, &tokenizer));
-        let model = Model {
+        Ok(Arc::new(Model {
             name: name.to_owned(),
             files: source.files().into_iter().map(|(_, file)| file).collect(),
             is_grouped: source.is_grouped(),
-            config,
             decoder,
             tokenizer,
             template: template.map_err(|e| e.to_string()),
-            gpu_weights: device.gpu.as_ref().map(GpuWeights::new),
+            gpu_weights,
             device,
             kv_pools: KvPools::default(),
             fingerprint: OnceLock::new(),
-        };
-        model.upload_tiles()?;
-        Ok(Arc::new(model))
+        }))
     }
 
     /// The device on which it runs on tiles, with f16 KV in the device's own memory.
     pub(crate) fn tiles_on(&self) -> Option<&Arc<Gpu>> {
-        let gpu = self.device.gpu.as_ref()?;
-        let fits = tile_attention(&self.config.attention(0, None)).is_ok() && self.config.width.is_multiple_of(4);
-        (gpu.info().cooperative && self.cpu().arithmetic() == Arithmetic::Fast && fits).then_some(gpu)
+        tiles_on(&self.device, self.config())
     }
 
     /// The device that writes logits itself into memory that is shared with it, if one does: see [`crate::Work::shared_with_device`].
     pub fn logits_device(&self) -> Option<&Arc<Gpu>> {
         self.tiles_on()
-    }
-
-    fn upload_tiles(&self) -> Result<(), Error> {
-        if self.tiles_on().is_none() {
-            return Ok(());
-        }
-        let mut upload = Upload { weights: self.gpu_weights(), failure: None };
-        self.decoder.forward(&mut upload);
-        self.gpu_weights().end_upload();
-        upload.failure.map_or(Ok(()), Err)
     }
 
     /// Where the KV blocks of a layout are.
@@ -123,7 +113,7 @@ impl Model {
 
     /// Its extents.
     pub fn config(&self) -> &Config {
-        &self.config
+        self.decoder.config()
     }
 
     /// Its tokenizer.
@@ -205,12 +195,28 @@ impl Model {
 
     /// How a block of KV of this model is laid out.
     pub fn kv_layout(&self, dtype: KvDType) -> KvLayout {
-        self.config.kv_layout(dtype)
+        self.config().kv_layout(dtype)
     }
 
-    pub(crate) fn decoder(&self) -> &dyn Decoder {
-        &*self.decoder
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
+}
+
+/// The device on which a model of these extents runs on tiles.
+fn tiles_on<'a>(device: &'a Device, config: &Config) -> Option<&'a Arc<Gpu>> {
+    let gpu = device.gpu.as_ref()?;
+    let fits = tile_attention(&config.attention(0, None)).is_ok() && config.width.is_multiple_of(4);
+    (gpu.info().cooperative && device.cpu.arithmetic() == Arithmetic::Fast && fits).then_some(gpu)
+}
+
+/// The weights on a device: all of them if they are tiles, else those that steps ask for, as they do.
+fn upload(gpu: &Arc<Gpu>, device: &Device, decoder: &Decoder) -> Result<GpuWeights, Error> {
+    let weights = GpuWeights::new(gpu);
+    if tiles_on(device, decoder.config()).is_some() {
+        upload_tiles(&weights, decoder)?;
+    }
+    Ok(weights)
 }
 
 /// The tokenizer of a model, which knows no token that the embedding has no row for.

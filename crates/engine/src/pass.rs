@@ -18,7 +18,7 @@ pub(crate) trait Pass {
     /// branch = norm(branch): Gemma's norm after a block.
     fn norm_branch(&mut self, weight: &[f32], eps: f32);
     /// branch = attention(normed), with K and V written to the sessions' blocks first.
-    fn attention(&mut self, weights: &AttentionWeights<'_>, plan: AttentionPlan, rope: &Rope, eps: f32);
+    fn attention(&mut self, weights: &AttentionWeights, plan: AttentionPlan, rope: &Rope, eps: f32);
     /// branch = down(gate(normed) * up(normed)).
     fn feed_forward(&mut self, gate: &Matrix, up: &Matrix, down: &Matrix, activation: Gate);
     /// residual += branch.
@@ -34,17 +34,15 @@ pub(crate) enum Gate {
     GeluTanh,
 }
 
-/// The projections of one attention block.
-pub(crate) struct AttentionWeights<'a> {
-    pub q: &'a Matrix,
-    pub k: &'a Matrix,
-    pub v: &'a Matrix,
-    pub o: &'a Matrix,
+/// The weights of one attention block.
+#[derive(Debug)]
+pub(crate) struct AttentionWeights {
+    pub(crate) q: Matrix, // (head * head_dim, width)
+    pub(crate) k: Matrix, // (kv_head * head_dim, width)
+    pub(crate) v: Matrix, // (kv_head * head_dim, width)
+    pub(crate) o: Matrix, // (width, head * head_dim)
     /// What is added to Q, K and V: (rows of the projection).
-    pub q_bias: Option<&'a [f32]>,
-    pub k_bias: Option<&'a [f32]>,
-    pub v_bias: Option<&'a [f32]>,
-    /// RMS norms over each head of Q and K.
-    pub q_norm: Option<&'a [f32]>,
-    pub k_norm: Option<&'a [f32]>,
+    pub(crate) biases: Option<[Vec<f32>; 3]>,
+    /// RMS norms over each head of Q and K: (head_dim).
+    pub(crate) head_norms: Option<[Vec<f32>; 2]>,
 }

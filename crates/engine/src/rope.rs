@@ -180,10 +180,10 @@ impl Rope {
         self.pairs
     }
 
-    /// The rotations of rows in contexts that are not long: (row, cos or sin, head_dim / 2).
-    pub(crate) fn rotations(&self, rows: &[Row]) -> Vec<f32> {
+    /// The rotations of rows in long contexts or in others: (row, cos or sin, head_dim / 2).
+    pub(crate) fn rotations(&self, rows: &[Row], long: bool) -> Vec<f32> {
         let mut rotations = vec![0.0; rows.len() * self.row_len()];
-        self.rotate(rows, false, &mut rotations);
+        self.rotate(rows, long, &mut rotations);
         rotations
     }
 

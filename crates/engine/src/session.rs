@@ -51,9 +51,7 @@ impl Session {
     /// If the model cannot serve such a context or there is no memory for KV.
     pub fn open(model: &Arc<Model>, options: SessionOptions) -> Result<Session, Error> {
         let config = model.config();
-        // Devices turn keys by one table for all sessions, which is that of contexts that are not long.
-        let long_max = config.context_long_max.filter(|_| model.device().gpu.is_none());
-        let limit = long_max.unwrap_or(config.context_max).min(CONTEXT_TOKENS_MAX);
+        let limit = config.context_long_max.unwrap_or(config.context_max).min(CONTEXT_TOKENS_MAX);
         let context_max = if options.context_max == 0 { config.context_max.min(limit) } else { options.context_max };
         if context_max > limit {
             return Err(Error::ContextTooLong { asked: context_max, limit });

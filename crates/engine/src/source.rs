@@ -22,7 +22,7 @@ use std::path::Path;
 /// - A tensor's extents are outermost first, and its bytes stay in the mapping.
 /// - Everything has been checked against the container's bounds; whether shapes suit the model is the family's to check.
 /// - A window or a cap of 0 is none.
-pub(crate) trait Source {
+pub(crate) trait Source: Sync {
     /// The family's name.
     fn architecture(&self) -> Result<&str, Error>;
 

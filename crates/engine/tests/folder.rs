@@ -409,8 +409,11 @@ fn bad_folders_get_clear_errors() {
             f().config("hidden_size", json!(128)),
             "tensor `model.embed_tokens.weight` of `model.safetensors` should be [260, 128], but is [260, 64]",
         ),
-        (f().config("num_hidden_layers", json!(2)), "lacks the tensor `model.layers.1.input_layernorm.weight`"),
-        (f().config("tie_word_embeddings", json!(false)), "lacks the tensor `lm_head.weight`"),
+        (
+            f().config("num_hidden_layers", json!(2)),
+            "model.safetensors: the model lacks the tensor `model.layers.1.input_layernorm.weight`",
+        ),
+        (f().config("tie_word_embeddings", json!(false)), "model.safetensors: the model lacks the tensor `lm_head.weight`"),
         (
             f().config("rope_scaling", json!({ "rope_type": "yarn" })),
             "rope scaling `config.json: rope_scaling: yarn` is not supported; supported are default, linear",
@@ -430,7 +433,7 @@ fn bad_folders_get_clear_errors() {
             "`config.json: bos_token_id` should be a token's number",
         ),
         (f().config("eos_token_id", json!([300])), "the special token `300` is not in the vocabulary"),
-        (f().without(embed), "lacks the tensor `model.embed_tokens.weight`"),
+        (f().without(embed), "model.safetensors: the model lacks the tensor `model.embed_tokens.weight`"),
         (f().tensor(embed, "U8", &[260, 64], vec![0; 260 * 64]), "has type U8, which is not supported"),
         (f().tensor(embed, "U32", &[260, 8], vec![0; 260 * 32]), "has type U32, which is not supported"),
         (

@@ -229,16 +229,35 @@ fn the_numerics_id_names_gpu_and_driver() {
     assert!(id.starts_with("gpu-") && id.ends_with("/fast/kv-f16") && !id.contains(' ') && !id.contains('+'), "{id}");
 }
 
+/// What somebody has against logits, beside transformers'.
+type Judge = fn(&[f32], &[f32]) -> Option<String>;
+
+/// As near as the CPU's.
+const NEAR: Judge = |got, want| {
+    let most = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, |most: f32, x| if x <= most { most } else { x });
+    (most.is_nan() || most > LOGIT_TOLERANCE).then(|| format!("differs by {most}"))
+};
+
+/// As near as half floats are, on average.
+const NEAR_ON_TILES: Judge = |got, want| {
+    let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    let apart = squares(&mut got.iter().zip(want).map(|(a, b)| a - b));
+    let share = (apart / squares(&mut want.iter().copied())).sqrt();
+    (share.is_nan() || share > TILES_SHARE_MAX).then(|| format!("off by {share:.4} of their size"))
+};
+
 /// Each tiny model on one device, for one arithmetic and KV type.
 struct Families {
     gpu: Arc<Gpu>,
     arithmetic: Arithmetic,
     kv: KvDType,
+    context_max: usize,
 }
 
 impl Families {
     fn new(arithmetic: Arithmetic, kv: KvDType) -> Families {
-        Families { gpu: Gpu::open(None).expect("tests of the GPU need a Vulkan driver"), arithmetic, kv }
+        let gpu = Gpu::open(None).expect("tests of the GPU need a Vulkan driver");
+        Families { gpu, arithmetic, kv, context_max: CONTEXT_TOKENS }
     }
 
     fn open(&self, id: &str, container: &str) -> Arc<Model> {
@@ -248,7 +267,7 @@ impl Families {
     }
 
     fn session(&self, model: &Arc<Model>) -> Session {
-        Session::open(model, SessionOptions { kv: self.kv, context_max: CONTEXT_TOKENS }).unwrap()
+        Session::open(model, SessionOptions { kv: self.kv, context_max: self.context_max }).unwrap()
     }
 
     /// Logits of every position, (position, vocabulary), evaluated in chunks of so many tokens.
@@ -264,11 +283,16 @@ impl Families {
     }
 
     /// What `judge` has against a model's logits and transformers', or how the bits depend on chunks.
-    fn faults(&self, (id, container): (&str, &str), judge: impl Fn(&[f32], &[f32]) -> Option<String>) -> Vec<String> {
+    fn faults(&self, (id, container): (&str, &str), judge: Judge) -> Vec<String> {
+        let expected = Expected::read(id);
+        self.faults_in((id, container), expected.json["containers"][container].as_str().unwrap(), judge)
+    }
+
+    /// The same against one set of transformers' logits, for the prompts that it has.
+    fn faults_in(&self, (id, container): (&str, &str), set: &str, judge: Judge) -> Vec<String> {
         let (model, expected) = (self.open(id, container), Expected::read(id));
-        let (set, vocabulary) = (expected.json["containers"][container].as_str().unwrap(), model.config().vocabulary);
-        let mut faults = Vec::new();
-        for (prompt, ids, positions) in expected.with_logits() {
+        let (vocabulary, mut faults) = (model.config().vocabulary, Vec::new());
+        for (prompt, ids, positions) in expected.with_logits().filter(|(prompt, ..)| expected.has(set, prompt)) {
             let at_once = self.evaluated(&model, &ids, ids.len());
             let got: Vec<f32> = positions.iter().flat_map(|position| &at_once[position * vocabulary..][..vocabulary]).copied().collect();
             faults.extend(judge(&got, &expected.logits(set, prompt)).map(|why| format!("{id} {container}, prompt {prompt}: {why}")));
@@ -300,13 +324,7 @@ impl Families {
 #[test]
 fn families_answer_as_transformers_on_the_gpu() {
     let families = Families::new(Arithmetic::Exact, KvDType::F32);
-    let faults = rows().flat_map(|row| {
-        families.faults(row, |got, want| {
-            let most = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, |most: f32, x| if x <= most { most } else { x });
-            (most.is_nan() || most > LOGIT_TOLERANCE).then(|| format!("differs by {most}"))
-        })
-    });
-    let faults: Vec<_> = faults.collect();
+    let faults: Vec<_> = rows().flat_map(|row| families.faults(row, NEAR)).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
@@ -336,17 +354,69 @@ fn families_on_tiles_are_near_transformers() {
         if families.open(id, container).logits_device().is_none() {
             faults.push(format!("{id} {container}: not on tiles"));
         }
-        faults.extend(families.faults((id, container), |got, want| {
-            let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
-            let apart = squares(&mut got.iter().zip(want).map(|(a, b)| a - b));
-            let share = (apart / squares(&mut want.iter().copied())).sqrt();
-            (share.is_nan() || share > TILES_SHARE_MAX).then(|| format!("off by {share:.4} of their size"))
-        }));
+        faults.extend(families.faults((id, container), NEAR_ON_TILES));
         if !families.chooses_from_its_logits(id, container) {
             faults.push(format!("{id} {container}: steps choose other tokens than their logits say"));
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// transformers has the long factors for a text that is longer than the original context, the engine for a session that may become so.
+fn long_faults(arithmetic: Arithmetic, kv: KvDType, judge: Judge) -> Vec<String> {
+    let families = Families { context_max: 256, ..Families::new(arithmetic, kv) };
+    let faults = families.faults_in(("phi4-mini", "bf16"), "long", judge);
+    let short = Families { context_max: CONTEXT_TOKENS, ..families };
+    assert_eq!(short.faults_in(("phi4-mini", "bf16"), "long", judge).len(), 1, "a short session has the long factors, too");
+    faults
+}
+
+#[test]
+fn a_long_session_has_the_long_factors_on_the_gpu() {
+    assert_eq!(long_faults(Arithmetic::Exact, KvDType::F32, NEAR), [""; 0]);
+}
+
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn a_long_session_has_the_long_factors_on_tiles() {
+    assert_eq!(long_faults(Arithmetic::Fast, KvDType::F16, NEAR_ON_TILES), [""; 0]);
+}
+
+/// Sessions with long contexts and others take the same steps without a difference to either.
+#[test]
+#[ignore = "needs a GPU with cooperative matrices"]
+fn long_and_other_sessions_go_side_by_side_on_tiles() {
+    side_by_side(&Families::new(Arithmetic::Fast, KvDType::F16));
+}
+
+#[test]
+fn long_and_other_sessions_go_side_by_side_on_the_gpu() {
+    side_by_side(&Families::new(Arithmetic::Exact, KvDType::F32));
+}
+
+fn side_by_side(families: &Families) {
+    let (model, expected) = (families.open("phi4-mini", "bf16"), Expected::read("phi4-mini"));
+    let (_, ids, _) = expected.with_logits().last().unwrap();
+    let mut batch = Batch::new(&model);
+    let mut sessions = [CONTEXT_TOKENS, 256, CONTEXT_TOKENS, 256].map(|context_max| {
+        let mut session = Session::open(&model, SessionOptions { kv: families.kv, context_max }).unwrap();
+        session.append(&ids).unwrap();
+        session
+    });
+    let [alone, alone_long] = [0, 1].map(|i| generated(&mut batch, &mut sessions[i].fork(), 12, |_| true));
+    assert_ne!(alone, alone_long);
+    let mut tokens = [const { Vec::new() }; 4];
+    for _ in 0..12 {
+        let mut next = [None; 4];
+        let mut work: Vec<_> = sessions.iter_mut().zip(&mut next).map(|(session, next)| Work::new(session, Logits::Next(next))).collect();
+        batch.step(&mut work).unwrap();
+        drop(work);
+        for ((session, tokens), next) in sessions.iter_mut().zip(&mut tokens).zip(next) {
+            tokens.push(next.unwrap());
+            session.append(&[next.unwrap()]).unwrap();
+        }
+    }
+    assert_eq!(tokens, [alone.clone(), alone_long.clone(), alone, alone_long]);
 }
 
 #[test]

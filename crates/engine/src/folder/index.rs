@@ -22,6 +22,8 @@ pub(super) struct Weights {
     pub(super) tensors: BTreeMap<Box<str>, (Tensor, usize)>,
     /// Names and bytes, sorted.
     pub(super) files: Vec<(String, View)>,
+    /// The file that says which tensors there are.
+    pub(super) listed_in: &'static str,
 }
 
 impl Weights {
@@ -42,7 +44,8 @@ impl Weights {
         if names.len() > SHARDS_MAX {
             return Err(Error::TooMany { what: "shards", got: names.len() as u64, max: SHARDS_MAX as u64 }).in_file(INDEX);
         }
-        let mut weights = Weights { tensors: BTreeMap::new(), files: Vec::new() };
+        let listed_in = if map_of.is_some() { INDEX } else { WHOLE };
+        let mut weights = Weights { tensors: BTreeMap::new(), files: Vec::new(), listed_in };
         for name in names {
             weights.add(name, map(folder, name)?)?;
         }

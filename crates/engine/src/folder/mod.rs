@@ -103,7 +103,7 @@ impl Folder {
         let own = self.own(name);
         match self.weights.tensors.get(own.as_str()) {
             Some((tensor, _)) => Ok((own, tensor)),
-            None => Err(Error::TensorMissing { tensor: own }),
+            None => Err(Error::TensorMissing { tensor: own }).in_file(self.weights.listed_in),
         }
     }
 

@@ -22,5 +22,5 @@ mod weights;
 pub(crate) use passes::GpuPasses;
 pub(crate) use resident::ResidentKv;
 pub(crate) use tile_passes::TilePasses;
-pub(crate) use tile_record::{Upload, tile_attention};
+pub(crate) use tile_record::{tile_attention, upload_tiles};
 pub(crate) use weights::GpuWeights;

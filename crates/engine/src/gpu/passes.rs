@@ -143,7 +143,7 @@ impl GpuPasses {
         let (places, tables) = places(plan, work);
         write(&step.places, &mut std::iter::once(rows).chain(places).chain(tables));
         for (rope, buffer) in &self.programs[&dtype].ropes {
-            queue.write_buffer(buffer, 0, bytemuck::cast_slice(&rope.rotations(&plan.rows)));
+            queue.write_buffer(buffer, 0, bytemuck::cast_slice(&rope.rotations(&plan.rows, plan.long)));
         }
     }
 

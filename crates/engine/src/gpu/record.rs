@@ -176,23 +176,22 @@ impl Recording<'_> {
 
     /// query, key and value = projections of the normed rows, with biases, and with Q and K normed head by head, where the family has them.
     /// Returns where they stand.
-    fn project(&mut self, w: &AttentionWeights<'_>, plan: &AttentionPlan, eps: f32) -> [Buffer; 3] {
+    fn project(&mut self, w: &AttentionWeights, plan: &AttentionPlan, eps: f32) -> [Buffer; 3] {
         let b = self.to.buffers;
-        for (weight, bias, out) in [(w.q, w.q_bias, &b.query), (w.k, w.k_bias, &b.key), (w.v, w.v_bias, &b.value)] {
+        let outs = [&b.query, &b.key, &b.value];
+        for (weight, out) in [&w.q, &w.k, &w.v].into_iter().zip(outs) {
             self.push(Count::Rows, self.to.product(weight, &b.normed, out));
-            if let Some(bias) = bias {
-                self.push(Count::Rows, self.to.add_row(bias, out).map(|d| vec![d]));
-            }
+        }
+        for (bias, out) in w.biases.iter().flatten().zip(outs) {
+            self.push(Count::Rows, self.to.add_row(bias, out).map(|d| vec![d]));
         }
         let mut places = [b.query.clone(), b.key.clone(), b.value.clone()];
         // `attended` is free until attention writes it.
-        let norms = [(w.q_norm, plan.heads, &b.attended), (w.k_norm, plan.kv_heads, &b.key_normed)];
-        for (place, (norm, heads, out)) in places.iter_mut().zip(norms) {
-            if let Some(weight) = norm {
-                let recorded = self.to.norm((heads, plan.head_dim), place, weight, eps, out);
-                self.push(Count::Rows, recorded.map(|d| vec![d]));
-                *place = out.clone();
-            }
+        let normed = [(plan.heads, &b.attended), (plan.kv_heads, &b.key_normed)];
+        for (weight, (place, (heads, out))) in w.head_norms.iter().flatten().zip(places.iter_mut().zip(normed)) {
+            let recorded = self.to.norm((heads, plan.head_dim), place, weight, eps, out);
+            self.push(Count::Rows, recorded.map(|d| vec![d]));
+            *place = out.clone();
         }
         places
     }
@@ -261,12 +260,12 @@ impl Pass for Recording<'_> {
         self.branch_in_normed = true;
     }
 
-    fn attention(&mut self, w: &AttentionWeights<'_>, plan: AttentionPlan, rope: &Rope, eps: f32) {
+    fn attention(&mut self, w: &AttentionWeights, plan: AttentionPlan, rope: &Rope, eps: f32) {
         let places = self.project(w, &plan, eps);
         let recorded = self.rotate_store_attend(places, &plan, rope);
         self.push(Count::Rows, recorded);
         let b = self.to.buffers;
-        self.push(Count::Rows, self.to.product(w.o, &b.attended, &b.branch));
+        self.push(Count::Rows, self.to.product(&w.o, &b.attended, &b.branch));
     }
 
     fn feed_forward(&mut self, gate: &Matrix, up: &Matrix, down: &Matrix, activation: Gate) {

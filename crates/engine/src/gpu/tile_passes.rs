@@ -27,10 +27,11 @@ const GUESSED_MIN: usize = 4;
 /// From one half of the window of tokens to the other.
 const HALF_BYTES: usize = 4096;
 
-/// The scratch memory of one model's steps on a device with tiles.
+/// The scratch memory of one model's steps on a device with tiles, in long contexts or in others.
 #[derive(Debug)]
 pub(crate) struct TilePasses {
     gpu: Arc<Gpu>,
+    long: bool,
     scratch: Option<Scratch>,
     programs: [Option<TileProgram>; CLASSES.len()],
     ahead: Option<Ahead>,
@@ -86,9 +87,10 @@ struct Submitted {
 }
 
 impl TilePasses {
-    pub(crate) fn new(gpu: &Arc<Gpu>) -> TilePasses {
+    pub(crate) fn new(gpu: &Arc<Gpu>, long: bool) -> TilePasses {
         TilePasses {
             gpu: gpu.clone(),
+            long,
             scratch: None,
             programs: Default::default(),
             ahead: None,
@@ -193,7 +195,7 @@ impl TilePasses {
         let samples = [half(0)?, half(1)?];
         let logits = gpu.window(most.outputs * config.vocabulary * size_of::<f32>())?;
         let partial = gpu.buffer("partial attention", 4)?;
-        Ok(Scratch { buffers, samples, logits, chosen, partial, kv: Vec::new(), ropes: RopeTables::default() })
+        Ok(Scratch { buffers, samples, logits, chosen, partial, kv: Vec::new(), ropes: RopeTables::new(self.long) })
     }
 
     fn record(&mut self, model: &Model, most_rows: usize) -> Result<TileProgram, Error> {

@@ -9,6 +9,7 @@ use super::tile_inputs::{Extents, INPUTS_BYTES, Most, Sections};
 use super::weights::GpuWeights;
 use crate::Error;
 use crate::config::{AttentionPlan, Config};
+use crate::models::Decoder;
 use crate::pass::{AttentionWeights, Gate, Pass};
 use crate::rope::Rope;
 use driftwood_compute::Matrix;
@@ -232,26 +233,21 @@ impl<'a> TileRecording<'a> {
         Ok(fixed(weights.product(self.to.gpu, self.to.rows(), Input::Halves(Binding::whole(input)), output)?))
     }
 
-    fn attend(&mut self, w: &AttentionWeights<'_>, plan: &AttentionPlan, rope: &Rope, eps: f32) -> Result<Vec<Sized>, Error> {
+    fn attend(&mut self, w: &AttentionWeights, plan: &AttentionPlan, rope: &Rope, eps: f32) -> Result<Vec<Sized>, Error> {
         let b = self.to.buffers;
-        let qkv = self.to.weights.tiles(&[w.q, w.k, w.v], Arrange::Stacked)?;
+        let qkv = self.to.weights.tiles(&[&w.q, &w.k, &w.v], Arrange::Stacked)?;
         let mut all = self.normed_product(&qkv, Output::Store(Binding::whole(&b.qkv)))?;
         let rotations = self.to.ropes.table(self.to.gpu, rope, self.to.threads)?;
-        let norms = match (w.q_norm, w.k_norm) {
-            (Some(q), Some(k)) => Some((self.to.weights.vector(q)?, self.to.weights.vector(k)?)),
-            _ => None,
-        };
-        let bias = match (w.q_bias, w.k_bias, w.v_bias) {
-            (Some(q), Some(k), Some(v)) => Some(self.to.weights.joined(&[q, k, v])?),
-            _ => None,
-        };
+        let vector = |weights: &Vec<f32>| self.to.weights.vector(weights);
+        let norms = w.head_norms.as_ref().map(|[q, k]| Ok::<_, Error>([vector(q)?, vector(k)?])).transpose()?;
+        let bias = w.biases.as_ref().map(|biases| self.to.weights.joined(biases)).transpose()?;
         let (to, attention) = (&self.to, tile_attention(plan)?);
         let (q, kv, places) = (Binding::whole(&b.query), Binding::whole(&to.kv[plan.layer]), to.input(to.sections().places));
         let rotation = Rotation {
             qkv: Binding::whole(&b.qkv),
             rotations: Binding::whole(&rotations),
             pairs: pairs(rope),
-            norms: norms.as_ref().map(|(q, k)| HeadNorms { q: Binding::whole(q), k: Binding::whole(k), norm: Norm { eps } }),
+            norms: norms.as_ref().map(|[q, k]| HeadNorms { q: Binding::whole(q), k: Binding::whole(k), norm: Norm { eps } }),
             bias: bias.as_ref().map(Binding::whole),
         };
         let (from, out, partial) = (Attended { q, kv, places }, Binding::whole(&b.attended), Binding::whole(to.partial));
@@ -268,7 +264,7 @@ impl<'a> TileRecording<'a> {
         if to.most.rows > 1 {
             all.push(Sized::Runs(attention.runs(to.gpu, from, to.input(to.sections().runs), out)?));
         }
-        self.branch = Some((to.weights.tiles(&[w.o], Arrange::Stacked)?, &b.attended));
+        self.branch = Some((to.weights.tiles(&[&w.o], Arrange::Stacked)?, &b.attended));
         Ok(all)
     }
 
@@ -353,7 +349,7 @@ impl Pass for TileRecording<'_> {
         self.keep(recorded);
     }
 
-    fn attention(&mut self, w: &AttentionWeights<'_>, plan: AttentionPlan, rope: &Rope, eps: f32) {
+    fn attention(&mut self, w: &AttentionWeights, plan: AttentionPlan, rope: &Rope, eps: f32) {
         let recorded = self.attend(w, &plan, rope, eps);
         self.keep(recorded);
     }
@@ -392,9 +388,16 @@ impl Pass for TileRecording<'_> {
 }
 
 /// Packs and sends every weight that a pass takes: a model that has been loaded is ready.
-pub(crate) struct Upload<'a> {
-    pub(crate) weights: &'a GpuWeights,
-    pub(crate) failure: Option<Error>,
+pub(crate) fn upload_tiles(weights: &GpuWeights, decoder: &Decoder) -> Result<(), Error> {
+    let mut upload = Upload { weights, failure: None };
+    decoder.forward(&mut upload);
+    weights.end_upload();
+    upload.failure.map_or(Ok(()), Err)
+}
+
+struct Upload<'a> {
+    weights: &'a GpuWeights,
+    failure: Option<Error>,
 }
 
 impl Upload<'_> {
@@ -414,9 +417,9 @@ impl Pass for Upload<'_> {
 
     fn norm_branch(&mut self, _: &[f32], _: f32) {}
 
-    fn attention(&mut self, w: &AttentionWeights<'_>, _: AttentionPlan, _: &Rope, _: f32) {
-        self.tiles(&[w.q, w.k, w.v], Arrange::Stacked);
-        self.tiles(&[w.o], Arrange::Stacked);
+    fn attention(&mut self, w: &AttentionWeights, _: AttentionPlan, _: &Rope, _: f32) {
+        self.tiles(&[&w.q, &w.k, &w.v], Arrange::Stacked);
+        self.tiles(&[&w.o], Arrange::Stacked);
     }
 
     fn feed_forward(&mut self, gate: &Matrix, up: &Matrix, down: &Matrix, _: Gate) {

@@ -90,8 +90,8 @@ impl GpuWeights {
         Ok(PlacedMatrix { elements: self.view(elements, align_bytes)?, dtype: elements.dtype(), shape, groups })
     }
 
-    /// Rows of f32 as one, found by where the first lies. There is a first.
-    pub(super) fn joined(&self, rows: &[&[f32]]) -> Result<Buffer, Error> {
+    /// Rows of f32 as one, found by where the first lies.
+    pub(super) fn joined(&self, rows: &[Vec<f32>; 3]) -> Result<Buffer, Error> {
         let key = rows[0].as_ptr() as usize;
         if let Some(placed) = self.places().tensors.get(&key) {
             return Ok(placed.buffer.clone());

@@ -2,7 +2,7 @@
 //!
 //! A family hands in a [`Blueprint`]; what its layers lack is not there. Top down: the pass, then how parts are read.
 
-use super::{Decoder, Loaded, matrix, unsupported, vector};
+use super::{matrix, unsupported, vector};
 use crate::Error;
 use crate::config::Config;
 use crate::pass::{AttentionWeights, Gate, Pass};
@@ -17,8 +17,6 @@ pub(super) struct Blueprint {
     pub(super) rope: Rope,
     /// Of layers with a window, where theirs differs.
     pub(super) window_rope: Option<Rope>,
-    /// How many positions a token sees, itself included: (layer).
-    pub(super) windows: Vec<Option<usize>>,
     pub(super) parts: Parts,
     pub(super) gate: Gate,
     /// What the rows of the embedding are multiplied by.
@@ -40,10 +38,12 @@ pub(super) struct Parts {
     pub(super) fused: bool,
 }
 
+/// A decoder with its weights. It names no session and no position: rows carry them.
 #[derive(Debug)]
-struct Transformer {
+pub(crate) struct Decoder {
     plan: Blueprint,
-    embedding: Matrix, // (vocabulary, width)
+    windows: Vec<Option<usize>>, // (layer): how many positions a token sees, itself included
+    embedding: Matrix,           // (vocabulary, width)
     layers: Vec<Layer>,
     norm: Vec<f32>, // (width)
     output: Matrix, // (vocabulary, width): the embedding where they are tied
@@ -51,36 +51,31 @@ struct Transformer {
 
 #[derive(Debug)]
 struct Layer {
-    attention_norm: Vec<f32>,               // (width)
-    q: Projection,                          // (head * head_dim, width)
-    k: Projection,                          // (kv_head * head_dim, width)
-    v: Projection,                          // (kv_head * head_dim, width)
-    o: Matrix,                              // (width, head * head_dim)
-    after_attention_norm: Option<Vec<f32>>, // (width)
-    feed_forward_norm: Vec<f32>,            // (width)
-    gate: Matrix,                           // (hidden, width)
-    up: Matrix,                             // (hidden, width)
-    down: Matrix,                           // (width, hidden)
-    after_feed_forward_norm: Option<Vec<f32>>,
+    attention_norm: Vec<f32>, // (width)
+    attention: AttentionWeights,
+    after_attention_norm: Option<Vec<f32>>,    // (width)
+    feed_forward_norm: Vec<f32>,               // (width)
+    gate: Matrix,                              // (hidden, width)
+    up: Matrix,                                // (hidden, width)
+    down: Matrix,                              // (width, hidden)
+    after_feed_forward_norm: Option<Vec<f32>>, // (width)
 }
 
-/// One of Q, K and V.
-#[derive(Debug)]
-struct Projection {
-    weight: Matrix,         // (rows, width)
-    bias: Option<Vec<f32>>, // (rows)
-    norm: Option<Vec<f32>>, // (head_dim)
-}
+impl Decoder {
+    /// Its extents.
+    pub(crate) fn config(&self) -> &Config {
+        &self.plan.config
+    }
 
-impl Decoder for Transformer {
-    fn forward(&self, step: &mut dyn Pass) {
-        let Blueprint { config, rope, window_rope, windows, gate, .. } = &self.plan;
+    /// Runs every layer over the rows of one pass, up to their logits. It allocates nothing.
+    pub(crate) fn forward(&self, step: &mut dyn Pass) {
+        let (Blueprint { config, rope, window_rope, gate, .. }, windows) = (&self.plan, &self.windows);
         let eps = config.norm_eps;
         step.embed(&self.embedding, self.plan.embedding_scale);
         for (index, layer) in self.layers.iter().enumerate() {
             let rope = window_rope.as_ref().filter(|_| windows[index].is_some()).unwrap_or(rope);
             step.norm(&layer.attention_norm, eps);
-            step.attention(&layer.attention(), config.attention(index, windows[index]), rope, eps);
+            step.attention(&layer.attention, config.attention(index, windows[index]), rope, eps);
             if let Some(norm) = &layer.after_attention_norm {
                 step.norm_branch(norm, eps);
             }
@@ -96,29 +91,18 @@ impl Decoder for Transformer {
     }
 }
 
-impl Layer {
-    fn attention(&self) -> AttentionWeights<'_> {
-        let Layer { q, k, v, o, .. } = self;
-        AttentionWeights {
-            q: &q.weight,
-            k: &k.weight,
-            v: &v.weight,
-            o,
-            q_bias: q.bias.as_deref(),
-            k_bias: k.bias.as_deref(),
-            v_bias: v.bias.as_deref(),
-            q_norm: q.norm.as_deref(),
-            k_norm: k.norm.as_deref(),
-        }
-    }
-}
-
 impl Blueprint {
+    /// As Llama's, with this RoPE.
+    pub(super) fn plain(config: Config, rope: Rope) -> Blueprint {
+        let parts = Parts::default();
+        Blueprint { config, rope, window_rope: None, parts, gate: Gate::Silu, embedding_scale: 1.0, logits_cap: None }
+    }
+
     /// Reads the weights.
     ///
     /// # Errors
     /// If one is missing or has another shape.
-    pub(super) fn build(self, file: &dyn Source) -> Result<Loaded, Error> {
+    pub(super) fn build(self, file: &dyn Source, windows: Vec<Option<usize>>) -> Result<Decoder, Error> {
         let c = &self.config;
         let embedding = matrix(file, "token_embd.weight", c.vocabulary, c.width)?;
         let output = match file.has_tensor("output.weight") {
@@ -127,8 +111,7 @@ impl Blueprint {
         };
         let layers = (0..c.layers).map(|index| LayerFile { file, c, index, parts: self.parts }.read()).collect::<Result<_, _>>()?;
         let norm = norm(file, "output_norm.weight", c.width)?;
-        let config = self.config.clone();
-        Ok((config, Box::new(Transformer { plan: self, embedding, layers, norm, output })))
+        Ok(Decoder { plan: self, windows, embedding, layers, norm, output })
     }
 }
 
@@ -142,18 +125,15 @@ struct LayerFile<'a> {
 
 impl LayerFile<'_> {
     fn read(&self) -> Result<Layer, Error> {
-        let Config { width, hidden, heads, head_dim, .. } = *self.c;
+        let Config { width, hidden, .. } = *self.c;
         // GGUF's names: with norms after the blocks, too, those before them keep theirs.
         let after = |part| self.parts.norms_after.then(|| self.norm(part, width)).transpose();
         let attention_norm = self.norm("attn_norm", width)?;
-        let [q, k, v] = self.projections()?;
+        let attention = self.attention()?;
         let [gate, up] = self.gated()?;
         Ok(Layer {
             attention_norm,
-            q,
-            k,
-            v,
-            o: self.matrix("attn_output", width, heads * head_dim)?,
+            attention,
             after_attention_norm: after("post_attention_norm")?,
             feed_forward_norm: self.norm("ffn_norm", width)?,
             gate,
@@ -163,7 +143,7 @@ impl LayerFile<'_> {
         })
     }
 
-    fn projections(&self) -> Result<[Projection; 3], Error> {
+    fn attention(&self) -> Result<AttentionWeights, Error> {
         let &Config { width, heads, kv_heads, head_dim, .. } = self.c;
         let (q_len, kv_len) = (heads * head_dim, kv_heads * head_dim);
         let [q, k, v] = match self.parts.fused {
@@ -173,12 +153,15 @@ impl LayerFile<'_> {
                 [0..q_len, q_len..q_len + kv_len, q_len + kv_len..q_len + 2 * kv_len].map(|rows| all.select_rows(rows))
             }
         };
-        let norm = |part| self.parts.head_norms.then(|| self.norm(part, head_dim)).transpose();
-        Ok([
-            Projection { weight: q, bias: self.bias("attn_q", q_len)?, norm: norm("attn_q_norm")? },
-            Projection { weight: k, bias: self.bias("attn_k", kv_len)?, norm: norm("attn_k_norm")? },
-            Projection { weight: v, bias: self.bias("attn_v", kv_len)?, norm: None },
-        ])
+        let head_norms = || Ok::<_, Error>([self.norm("attn_q_norm", head_dim)?, self.norm("attn_k_norm", head_dim)?]);
+        Ok(AttentionWeights {
+            q,
+            k,
+            v,
+            o: self.matrix("attn_output", width, q_len)?,
+            biases: self.biases([("attn_q", q_len), ("attn_k", kv_len), ("attn_v", kv_len)])?,
+            head_norms: self.parts.head_norms.then(head_norms).transpose()?,
+        })
     }
 
     fn gated(&self) -> Result<[Matrix; 2], Error> {
@@ -190,12 +173,16 @@ impl LayerFile<'_> {
         Ok([both.select_rows(0..hidden), both.select_rows(hidden..2 * hidden)])
     }
 
-    fn bias(&self, part: &str, len: usize) -> Result<Option<Vec<f32>>, Error> {
-        let name = format!("blk.{}.{part}.bias", self.index);
-        match (self.parts.biases, self.file.has_tensor(&name)) {
-            (true, _) => vector(self.file, &name, len).map(Some),
-            (false, false) => Ok(None),
-            (false, true) => Err(unsupported("bias of attention in this family", self.file.tensor_name(&name))),
+    /// The biases of Q, K and V, whose lengths are given.
+    fn biases(&self, of: [(&str, usize); 3]) -> Result<Option<[Vec<f32>; 3]>, Error> {
+        let [q, k, v] = of.map(|(part, len)| (format!("blk.{}.{part}.bias", self.index), len));
+        if self.parts.biases {
+            let read = |(name, len): &(String, usize)| vector(self.file, name, *len);
+            return Ok(Some([read(&q)?, read(&k)?, read(&v)?]));
+        }
+        match [q, k, v].into_iter().find(|(name, _)| self.file.has_tensor(name)) {
+            Some((name, _)) => Err(unsupported("bias of attention in this family", self.file.tensor_name(&name))),
+            None => Ok(None),
         }
     }
 

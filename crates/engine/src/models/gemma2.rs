@@ -4,12 +4,12 @@
 //! norm weights with the 1 already added.
 
 use super::decoder::{Blueprint, Parts};
-use super::{Dialect, Family, Loaded, Windows, cap, rope};
+use super::{Dialect, Family, Windows, cap, global_rope};
 use crate::Error;
 use crate::config::Config;
 use crate::folder::names::{GATED, QKV, SANDWICH_NORMS};
 use crate::pass::Gate;
-use crate::rope::{RopeLayers, RopePairs};
+use crate::rope::RopePairs;
 use crate::source::Source;
 
 /// Layers of the one size whose scale is the width over the heads; no GGUF file says so.
@@ -18,7 +18,7 @@ const LAYERS_OF_27B: usize = 46;
 pub(super) const FAMILY: Family = Family {
     architecture: "gemma2",
     model_types: &["gemma2"],
-    load,
+    plan,
     folder: Dialect {
         layer_names: &[SANDWICH_NORMS, QKV, GATED],
         norm_offset: 1.0,
@@ -29,18 +29,15 @@ pub(super) const FAMILY: Family = Family {
     },
 };
 
-fn load(file: &dyn Source) -> Result<Loaded, Error> {
-    let mut config = Config::read(file, FAMILY.architecture)?.scaled_by_query(file, LAYERS_OF_27B)?;
+fn plan(file: &dyn Source, config: Config) -> Result<Blueprint, Error> {
+    let mut config = config.scaled_by_query(file, LAYERS_OF_27B)?;
     config.scores_cap = cap(file, "attn_logit_softcapping", 50.0)?;
-    Blueprint {
-        rope: rope(file, &config, RopeLayers::Global, 10_000.0, RopePairs::Halves)?,
-        window_rope: None,
-        windows: file.windows(FAMILY.folder.windows, config.layers)?,
+    let rope = global_rope(file, &config, RopePairs::Halves)?;
+    Ok(Blueprint {
         parts: Parts { norms_after: true, ..Parts::default() },
         gate: Gate::GeluTanh,
         embedding_scale: (config.width as f32).sqrt(),
         logits_cap: cap(file, "final_logit_softcapping", 30.0)?,
-        config,
-    }
-    .build(file)
+        ..Blueprint::plain(config, rope)
+    })
 }

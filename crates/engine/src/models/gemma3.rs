@@ -4,7 +4,7 @@
 //! added. Sliding layers use RoPE's base 10,000 as it is, global ones the file's, which may be stretched.
 
 use super::decoder::{Blueprint, Parts};
-use super::{Dialect, Family, Loaded, Windows, cap, rope};
+use super::{Dialect, Family, Windows, cap, rope};
 use crate::Error;
 use crate::config::Config;
 use crate::folder::names::{GATED, HEAD_NORMS, QKV, SANDWICH_NORMS};
@@ -18,7 +18,7 @@ const LAYERS_OF_27B: usize = 62;
 pub(super) const FAMILY: Family = Family {
     architecture: "gemma3",
     model_types: &["gemma3_text", "gemma3"],
-    load,
+    plan,
     folder: Dialect {
         layer_names: &[SANDWICH_NORMS, QKV, HEAD_NORMS, GATED],
         norm_offset: 1.0,
@@ -41,17 +41,15 @@ pub(super) const FAMILY: Family = Family {
     },
 };
 
-fn load(file: &dyn Source) -> Result<Loaded, Error> {
-    let config = Config::read(file, FAMILY.architecture)?.scaled_by_query(file, LAYERS_OF_27B)?;
-    Blueprint {
-        rope: rope(file, &config, RopeLayers::Global, 1_000_000.0, RopePairs::Halves)?,
+fn plan(file: &dyn Source, config: Config) -> Result<Blueprint, Error> {
+    let config = config.scaled_by_query(file, LAYERS_OF_27B)?;
+    let global = rope(file, &config, RopeLayers::Global, 1_000_000.0, RopePairs::Halves)?;
+    Ok(Blueprint {
         window_rope: Some(rope(file, &config, RopeLayers::Windows, 10_000.0, RopePairs::Halves)?),
-        windows: file.windows(FAMILY.folder.windows, config.layers)?,
         parts: Parts { head_norms: true, norms_after: true, ..Parts::default() },
         gate: Gate::GeluTanh,
         embedding_scale: (config.width as f32).sqrt(),
         logits_cap: cap(file, "final_logit_softcapping", 0.0)?,
-        config,
-    }
-    .build(file)
+        ..Blueprint::plain(config, global)
+    })
 }

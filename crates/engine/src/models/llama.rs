@@ -3,45 +3,16 @@
 //! Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models" (2023), and Hugging Face's `LlamaForCausalLM`,
 //! whose half-split order of K we store; GGUF files permute the rows of Q and K into interleaved pairs.
 
-use super::decoder::{Blueprint, Parts};
-use super::{Dialect, Family, Loaded, Windows, rope};
+use super::decoder::Blueprint;
+use super::{Dialect, Family, global_rope};
 use crate::Error;
 use crate::config::Config;
-use crate::folder::names::{GATED, NORMS, QKV};
-use crate::pass::Gate;
-use crate::rope::RopeLayers;
 use crate::source::Source;
 
-pub(super) const FAMILY: Family = Family {
-    architecture: "llama",
-    model_types: &["llama"],
-    load,
-    folder: Dialect {
-        layer_names: &[NORMS, QKV, GATED],
-        norm_offset: 0.0,
-        tied: false,
-        activation: ("hidden_act", "silu"),
-        windows: Windows::Never,
-        defaults: &[],
-    },
-};
+pub(super) const FAMILY: Family = Family { architecture: "llama", model_types: &["llama"], plan, folder: Dialect::LLAMA };
 
-fn load(file: &dyn Source) -> Result<Loaded, Error> {
-    load_as(&FAMILY, file)
-}
-
-/// Reads a model that differs from Llama's by nothing but its windows.
-pub(super) fn load_as(family: &Family, file: &dyn Source) -> Result<Loaded, Error> {
-    let config = Config::read(file, family.architecture)?;
-    Blueprint {
-        rope: rope(file, &config, RopeLayers::Global, 10_000.0, file.llama_pairs())?,
-        window_rope: None,
-        windows: file.windows(family.folder.windows, config.layers)?,
-        parts: Parts::default(),
-        gate: Gate::Silu,
-        embedding_scale: 1.0,
-        logits_cap: None,
-        config,
-    }
-    .build(file)
+/// Mistral's, too, which differs by its windows.
+pub(super) fn plan(file: &dyn Source, config: Config) -> Result<Blueprint, Error> {
+    let rope = global_rope(file, &config, file.llama_pairs())?;
+    Ok(Blueprint::plain(config, rope))
 }

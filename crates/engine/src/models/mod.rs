@@ -12,27 +12,16 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 
+pub(crate) use decoder::Decoder;
+
 use crate::Error;
 use crate::config::Config;
-use crate::folder::names::Names;
-use crate::pass::Pass;
+use crate::folder::names::{GATED, NORMS, Names, QKV};
 use crate::rope::{Rope, RopeLayers, RopePairs};
 use crate::source::Source;
+use decoder::Blueprint;
 use driftwood_compute::Matrix;
 use driftwood_region::DType;
-
-/// A loaded decoder.
-///
-/// - `forward` runs every layer over the rows of one pass and ends with `Pass::logits`.
-/// - It names no session and no position: rows carry them.
-/// - It allocates nothing.
-pub(crate) trait Decoder: Send + Sync + std::fmt::Debug {
-    /// Runs one pass.
-    fn forward(&self, step: &mut dyn Pass);
-}
-
-/// What a family makes of a file.
-pub(crate) type Loaded = (Config, Box<dyn Decoder>);
 
 /// A family of models.
 #[derive(Debug)]
@@ -41,8 +30,8 @@ pub(crate) struct Family {
     pub(crate) architecture: &'static str,
     /// What the `model_type` of its `config.json` may be.
     pub(crate) model_types: &'static [&'static str],
-    /// How it reads a container.
-    pub(crate) load: fn(&dyn Source) -> Result<Loaded, Error>,
+    /// How its models are built.
+    plan: fn(&dyn Source, Config) -> Result<Blueprint, Error>,
     /// How its folders put things.
     pub(crate) folder: Dialect,
 }
@@ -62,6 +51,18 @@ pub(crate) struct Dialect {
     pub(crate) windows: Windows,
     /// Numbers of `config.json` that may be left out.
     pub(crate) defaults: &'static [(&'static str, f64)],
+}
+
+impl Dialect {
+    /// What folders of Llama say, and most after it.
+    const LLAMA: Dialect = Dialect {
+        layer_names: &[NORMS, QKV, GATED],
+        norm_offset: 0.0,
+        tied: false,
+        activation: ("hidden_act", "silu"),
+        windows: Windows::Never,
+        defaults: &[],
+    };
 }
 
 /// Which layers see a sliding window, where a container says no more than how long it is.
@@ -97,8 +98,11 @@ pub(crate) fn family(architecture: &str) -> Result<&'static Family, Error> {
 ///
 /// # Errors
 /// If the architecture is unknown or the file is not what its family expects.
-pub(crate) fn load(file: &dyn Source) -> Result<Loaded, Error> {
-    (family(file.architecture()?)?.load)(file)
+pub(crate) fn load(file: &dyn Source) -> Result<Decoder, Error> {
+    let family = family(file.architecture()?)?;
+    let plan = (family.plan)(file, Config::read(file, family.architecture)?)?;
+    let windows = file.windows(family.folder.windows, plan.config.layers)?;
+    plan.build(file, windows)
 }
 
 /// A weight of exactly `rows` by `row_len` elements.
@@ -122,6 +126,11 @@ pub(crate) fn vector(file: &dyn Source, name: &str, len: usize) -> Result<Vec<f3
     let mut values = vec![0.0; len];
     driftwood_compute::dequantise_row(view.dtype(), view.bytes(), &mut values);
     Ok(values)
+}
+
+/// The RoPE of all layers that have none of their own. Its base is Llama's where the container says none.
+fn global_rope(file: &dyn Source, config: &Config, pairs: RopePairs) -> Result<Rope, Error> {
+    rope(file, config, RopeLayers::Global, 10_000.0, pairs)
 }
 
 /// The RoPE of some layers over whole heads, in contexts of any length. `base` stands where the container says none.

@@ -3,44 +3,20 @@
 //! Source: "Qwen2.5 Technical Report" (2024) and Hugging Face's `Qwen2ForCausalLM`.
 
 use super::decoder::{Blueprint, Parts};
-use super::{Dialect, Family, Loaded, Windows, rope};
+use super::{Dialect, Family, Windows, global_rope};
 use crate::Error;
 use crate::config::Config;
-use crate::folder::names::{GATED, NORMS, QKV};
-use crate::pass::Gate;
-use crate::rope::{RopeLayers, RopePairs};
+use crate::rope::RopePairs;
 use crate::source::Source;
 
 pub(super) const FAMILY: Family = Family {
     architecture: "qwen2",
     model_types: &["qwen2"],
-    load,
-    folder: Dialect {
-        layer_names: &[NORMS, QKV, GATED],
-        norm_offset: 0.0,
-        tied: false,
-        activation: ("hidden_act", "silu"),
-        windows: Windows::Switched,
-        defaults: &[("sliding_window", 4096.0), ("max_window_layers", 28.0)],
-    },
+    plan,
+    folder: Dialect { windows: Windows::Switched, defaults: &[("sliding_window", 4096.0), ("max_window_layers", 28.0)], ..Dialect::LLAMA },
 };
 
-fn load(file: &dyn Source) -> Result<Loaded, Error> {
-    load_as(&FAMILY, Parts { biases: true, ..Parts::default() }, file)
-}
-
-/// Reads a Qwen whose layers have these parts.
-pub(super) fn load_as(family: &Family, parts: Parts, file: &dyn Source) -> Result<Loaded, Error> {
-    let config = Config::read(file, family.architecture)?;
-    Blueprint {
-        rope: rope(file, &config, RopeLayers::Global, 10_000.0, RopePairs::Halves)?,
-        window_rope: None,
-        windows: file.windows(family.folder.windows, config.layers)?,
-        parts,
-        gate: Gate::Silu,
-        embedding_scale: 1.0,
-        logits_cap: None,
-        config,
-    }
-    .build(file)
+fn plan(file: &dyn Source, config: Config) -> Result<Blueprint, Error> {
+    let rope = global_rope(file, &config, RopePairs::Halves)?;
+    Ok(Blueprint { parts: Parts { biases: true, ..Parts::default() }, ..Blueprint::plain(config, rope) })
 }

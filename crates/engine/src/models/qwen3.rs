@@ -2,26 +2,27 @@
 //!
 //! Source: "Qwen3 Technical Report" (2025) and Hugging Face's `Qwen3ForCausalLM`.
 
-use super::decoder::Parts;
-use super::{Dialect, Family, Loaded, Windows, qwen2};
+use super::decoder::{Blueprint, Parts};
+use super::{Dialect, Family, Windows, global_rope};
 use crate::Error;
+use crate::config::Config;
 use crate::folder::names::{GATED, HEAD_NORMS, NORMS, QKV};
+use crate::rope::RopePairs;
 use crate::source::Source;
 
 pub(super) const FAMILY: Family = Family {
     architecture: "qwen3",
     model_types: &["qwen3"],
-    load,
+    plan,
     folder: Dialect {
         layer_names: &[NORMS, QKV, HEAD_NORMS, GATED],
-        norm_offset: 0.0,
-        tied: false,
-        activation: ("hidden_act", "silu"),
         windows: Windows::Switched,
         defaults: &[("head_dim", 128.0), ("sliding_window", 4096.0), ("max_window_layers", 28.0)],
+        ..Dialect::LLAMA
     },
 };
 
-fn load(file: &dyn Source) -> Result<Loaded, Error> {
-    qwen2::load_as(&FAMILY, Parts { head_norms: true, ..Parts::default() }, file)
+fn plan(file: &dyn Source, config: Config) -> Result<Blueprint, Error> {
+    let rope = global_rope(file, &config, RopePairs::Halves)?;
+    Ok(Blueprint { parts: Parts { head_norms: true, ..Parts::default() }, ..Blueprint::plain(config, rope) })
 }

@@ -57,6 +57,11 @@ impl Expected {
         })
     }
 
+    /// Whether a set has logits of a prompt.
+    pub fn has(&self, set: &str, prompt: &str) -> bool {
+        self.logits.contains_key(format!("{set}.{prompt}").as_str())
+    }
+
     /// The logits of a prompt in one set, (position, vocabulary).
     pub fn logits(&self, set: &str, prompt: &str) -> Vec<f32> {
         let tensor = &self.logits[format!("{set}.{prompt}").as_str()];
