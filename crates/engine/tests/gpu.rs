@@ -139,8 +139,10 @@ fn tokens_that_the_step_chooses_are_those_of_its_logits() {
             (tokens, logits_of(&mut batch, &mut session))
         };
         let expected = run(&|_| false);
-        assert!(run(&|_| true) == expected, "chosen by the step at {temperature}");
-        assert!(run(&|i| i % 5 != 0) == expected, "in turns at {temperature}");
+        for (how, found) in [("chosen by the step", run(&|_| true)), ("in turns", run(&|i| i % 5 != 0))] {
+            assert_eq!(found.0, expected.0, "tokens, {how}, at {temperature}");
+            assert!(found.1 == expected.1, "logits, {how}, at {temperature}");
+        }
     }
 }
 
@@ -152,7 +154,7 @@ fn steps_ahead_that_nobody_asks_for_change_nothing() {
     start.append(&tokens).unwrap();
     let alone = generated(&mut batch, &mut start.fork(), 12, |_| false);
     let (mut one, mut two) = (start.fork(), start.fork());
-    assert!(generated(&mut batch, &mut one, 6, |_| true) == alone[..6]);
+    assert_eq!(generated(&mut batch, &mut one, 6, |_| true), alone[..6]);
     one.truncate(tokens.len() + 3).unwrap();
     one.append(&[9]).unwrap();
     let other = generated(&mut batch, &mut one, 3, |_| true);

@@ -69,6 +69,19 @@ struct Staging {
     halves: [Window; 2],
 }
 
+/// One buffer for each layer. Who submits work on them holds this until it is submitted: whoever makes room meanwhile would copy the layers
+/// before the work has written to them, and what it writes would be lost.
+#[derive(Debug)]
+pub(crate) struct Layers<'a>(MutexGuard<'a, State>);
+
+impl std::ops::Deref for Layers<'_> {
+    type Target = [Buffer];
+
+    fn deref(&self) -> &[Buffer] {
+        &self.0.layers
+    }
+}
+
 impl ResidentKv {
     pub(crate) fn new(gpu: &Arc<Gpu>, layout: KvLayout) -> ResidentKv {
         ResidentKv { gpu: gpu.clone(), layout, state: Mutex::default() }
@@ -112,11 +125,11 @@ impl ResidentKv {
         Ok(())
     }
 
-    /// One buffer for each layer, with every change made that was asked for before.
-    pub(crate) fn layers(&self) -> Result<Vec<Buffer>, Error> {
+    /// The layers, with every change made that was asked for before. They stay where they are until the guard is dropped.
+    pub(crate) fn layers(&self) -> Result<Layers<'_>, Error> {
         let mut state = self.state();
         self.make_changes(&mut state)?;
-        Ok(state.layers.clone())
+        Ok(Layers(state))
     }
 
     /// Grows all layers, keeping what they hold.
@@ -290,6 +303,30 @@ impl ResidentKv {
 mod tests {
     use super::*;
     use driftwood_compute::{KV_BLOCK_TOKENS, KvDType};
+
+    /// What a step writes while another thread wants more slots is in the layers that it grows.
+    #[test]
+    fn layers_stay_until_work_on_them_is_submitted() {
+        let gpu = Gpu::open(None).expect("tests of the GPU need a Vulkan driver: apt install mesa-vulkan-drivers");
+        let layout = KvLayout { layers: 2, kv_heads: 1, head_dim: 32, dtype: KvDType::F16 };
+        let resident = ResidentKv::new(&gpu, layout);
+        resident.clear(0).unwrap();
+        let written = gpu.upload("a row", &[7; 64]).unwrap();
+        std::thread::scope(|scope| {
+            let layers = resident.layers().unwrap();
+            let grows = scope.spawn(|| resident.clear(10 * SLOTS_MIN));
+            std::thread::sleep(std::time::Duration::from_millis(100)); // time to grow at once, if it could
+            let mut encoder = gpu.encoder();
+            layers.iter().for_each(|layer| encoder.copy_buffer_to_buffer(&written, 0, layer, 0, 64));
+            gpu.submit(encoder).unwrap();
+            drop(layers);
+            grows.join().unwrap().unwrap();
+        });
+        let window = resident.download(&[0]).unwrap();
+        for layer in 0..layout.layers {
+            assert_eq!(window.bytes()[layer * resident.slot_bytes()..][..64], [7; 64], "layer {layer}");
+        }
+    }
 
     #[test]
     fn a_stream_brings_each_group_as_it_was_sent() {

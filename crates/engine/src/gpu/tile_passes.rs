@@ -120,20 +120,14 @@ impl TilePasses {
                 self.copy_logits(model, ahead.submitted.step, targets)?
             }
             Some(ahead) => ahead.submitted,
-            None => {
-                self.make_room(model, kv)?;
-                self.write_tokens(&plan.tokens);
-                let targets = targets(&self.inputs, plan, work);
-                self.submit(model, targets)?
-            }
+            None => self.submit(model, kv, &plan.tokens, targets(&self.inputs, plan, work))?,
         };
         let asked = self.inputs.clone();
         let mut last = submitted.step.clone();
         let sure = !asked.logits || self.guessed >= GUESSED_MIN;
         if sure && asked.goes_ahead(work) && self.times.is_none() {
             self.inputs.advance();
-            self.make_room(model, kv)?;
-            let submitted = self.submit(model, Vec::new())?;
+            let submitted = self.submit(model, kv, &[], Vec::new())?;
             last = submitted.step.clone();
             self.ahead = Some(Ahead { submitted, inputs: self.inputs.clone(), kv_changes: kv.changes() });
         }
@@ -159,15 +153,16 @@ impl TilePasses {
     }
 
     /// Makes whatever is missing or too small for the inputs, and the program of their class.
-    fn make_room(&mut self, model: &Model, kv: &ResidentKv) -> Result<(), Error> {
-        let layers = kv.layers()?;
+    fn make_room(&mut self, model: &Model, layers: &[Buffer]) -> Result<(), Error> {
         let extents = self.inputs.extents();
         if self.scratch.is_none() {
             self.scratch = Some(self.new_scratch(model)?);
         }
         let scratch = self.scratch.as_mut().expect("it was just made");
         let mut stale = scratch.kv != layers;
-        scratch.kv = layers;
+        if stale {
+            scratch.kv = layers.to_vec();
+        }
         stale |= grow(&self.gpu, &mut scratch.partial, "partial attention", partial_bytes(model, &extents)?)?;
         stale |= scratch.ropes.reach(&self.gpu, self.inputs.positions(), model.cpu().threads())?;
         if stale {
@@ -214,21 +209,18 @@ impl TilePasses {
         recorder.record(|recording| model.decoder().forward(recording))
     }
 
-    fn write_tokens(&self, tokens: &[u32]) {
-        let buffer = &self.scratch.as_ref().expect("make_room made it").buffers.tokens;
-        self.gpu.queue().write_buffer(buffer, 4, bytemuck::cast_slice(tokens));
-    }
-
-    /// Writes the inputs but the tokens, and submits the step.
-    fn submit(&mut self, model: &Model, logits: Vec<Option<(Buffer, u64)>>) -> Result<Submitted, Error> {
+    /// Writes the inputs, with these tokens or else those that the device chose last, and submits the step.
+    fn submit(&mut self, model: &Model, kv: &ResidentKv, tokens: &[u32], logits: Vec<Option<(Buffer, u64)>>) -> Result<Submitted, Error> {
+        let layers = kv.layers()?; // until the end
+        self.make_room(model, &layers)?;
         let step = Step { extents: self.inputs.extents(), logits, half: self.half };
         self.half = 1 - self.half;
-        self.write_inputs(step.extents.rows)?;
+        self.write_inputs(step.extents.rows, tokens)?;
         let commands = self.encoded(model, &step)?;
         Ok(Submitted { number: self.gpu.submit_commands(commands)?, step })
     }
 
-    fn write_inputs(&mut self, rows: u32) -> Result<(), Error> {
+    fn write_inputs(&mut self, rows: u32, tokens: &[u32]) -> Result<(), Error> {
         let b = &self.scratch.as_ref().expect("make_room made it").buffers;
         let most = Most { rows: CLASSES[class_of(rows)], outputs: GPU_OUTPUTS_PER_PASS_MAX };
         Sections::new(most).write(&self.inputs, &mut self.bytes)?;
@@ -236,6 +228,9 @@ impl TilePasses {
         if self.rows_written != rows {
             self.gpu.queue().write_buffer(&b.tokens, 0, bytemuck::bytes_of(&rows));
             self.rows_written = rows;
+        }
+        if !tokens.is_empty() {
+            self.gpu.queue().write_buffer(&b.tokens, 4, bytemuck::cast_slice(tokens));
         }
         Ok(())
     }
