@@ -9,7 +9,7 @@ use super::{GpuError, Kernel, KernelSource};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use wgpu::BufferUsages as Usage;
 use wgpu::Features;
 
@@ -323,13 +323,17 @@ fn watch(device: &wgpu::Device, failure: &Arc<Mutex<Option<GpuError>>>) {
     device.set_device_lost_callback(move |_, why| *lock(&seen) = Some(GpuError::Lost { why }));
 }
 
+/// The drivers, loaded once: after some twenty instances in one process NVIDIA's offers no device any more.
+static INSTANCE: LazyLock<wgpu::Instance> = LazyLock::new(|| {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
+    wgpu::Instance::new(descriptor)
+});
+
 /// The adapters of this machine, the best first.
 fn choose(name_contains: Option<&str>) -> Result<wgpu::Adapter, GpuError> {
     let wanted = name_contains.unwrap_or_default().to_lowercase();
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
-    let instance = wgpu::Instance::new(descriptor);
-    let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let mut adapters = pollster::block_on(INSTANCE.enumerate_adapters(wgpu::Backends::all()));
     let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
     adapters.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));
     let rank = |adapter: &wgpu::Adapter| match adapter.get_info().device_type {
