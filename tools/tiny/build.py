@@ -2,8 +2,8 @@
 
     python3 -m venv V && V/bin/pip install -r tools/tiny/requirements.txt && V/bin/python tools/tiny/build.py --out DIR
 
-`cargo xtask tiny-models` does this and compares the result with tests/fixtures/tiny/MANIFEST. Everything follows from names and from the
-pinned versions: weights are numpy's, seeded by the tensor's name. What lies in a model's folder:
+`cargo xtask tiny-models` does this and compares the result with tests/fixtures/tiny (`--compare`). Everything follows from names and from
+the pinned versions, but for the last bits of logits, which follow from the processor, too: weights are numpy's, seeded by the tensor's name. What lies in a model's folder:
 
 - `expected.json`: prompts with their tokens; which positions of which prompts have logits; for each container the set of logits
   that it must give; greedy continuations.
@@ -27,7 +27,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import mlx.core as mx
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -37,6 +37,8 @@ import sweep
 import text
 
 GREEDY_TOKENS = 16
+LOGITS = "/expected.safetensors"
+LOGITS_WITHIN = 1e-5
 FEATURES = (
     "rope_type", "rope_theta", "partial_rotary_factor", "sliding_window", "max_window_layers", "layer_types", "query_pre_attn_scalar",
     "attn_logit_softcapping", "final_logit_softcapping",
@@ -50,6 +52,7 @@ NFC_PROMPT, SPECIAL_PROMPT, SPACE_PROMPT = 5, 6, 1
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--compare", type=Path, help="a folder that must hold the same")
     parser.add_argument("models", nargs="*", help="all, if none is named")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -58,6 +61,8 @@ def main():
         build(id, families.FAMILIES[id], arguments.out / id)
     sweep.write(arguments.out / "mlx_sweep.safetensors")
     write_manifest(arguments.out)
+    if arguments.compare:
+        compare(arguments.out, arguments.compare)
 
 
 def build(id, family, folder):
@@ -82,7 +87,7 @@ def build(id, family, folder):
         ids = prompts[LOGITS_OF[-1]]["ids"]
         logits[f"long.{LOGITS_OF[-1]}"] = logits_of(model, ids * 2, positions(prompts, LOGITS_OF[-1], family))
     check_features(family, kind, made, model, prompts[LOGITS_OF[-1]]["ids"])
-    save_file(logits, folder / "expected.safetensors")
+    save_file(logits, folder / LOGITS[1:])
     expected = {
         "family": config.model_type, "vocabulary": model.lm_head.weight.shape[0], "containers": sets,
         "positions": {index: positions(prompts, index, family) for index in LOGITS_OF}, "prompts": prompts,
@@ -205,6 +210,32 @@ def write_manifest(out):
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != "MANIFEST")
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(out)}\n" for path in files]
     (out / "MANIFEST").write_text("".join(lines))
+
+
+def compare(built, committed):
+    """Fails if other files were built: with other bytes, or logits that differ by more than what another processor rounds otherwise."""
+    new, old = (manifest(folder) for folder in (built, committed))
+    differing = [name for name in sorted(new.keys() | old.keys()) if new.get(name) != old.get(name)]
+    for name in differing:
+        apart = logits_apart(built / name, committed / name) if name.endswith(LOGITS) and name in new and name in old else np.inf
+        if not apart <= LOGITS_WITHIN:
+            raise SystemExit(f"{name}: what was built is not what is committed")
+        print(f"{name}: this processor rounds otherwise, by up to {apart:.1e}")
+    print(f"{len(new) - len(differing)} of {len(new)} files are those of {committed}, to the byte")
+
+
+def manifest(folder):
+    """The sha256 of each file, by its name."""
+    lines = (folder / "MANIFEST").read_text().splitlines()
+    return {name: hash for hash, name in (line.split("  ") for line in lines)}
+
+
+def logits_apart(one, other):
+    """How far the most different of two files' logits are apart; infinitely, if they are not logits of the same texts."""
+    one, other = load_file(one), load_file(other)
+    if {name: rows.shape for name, rows in one.items()} != {name: rows.shape for name, rows in other.items()}:
+        return np.inf
+    return np.max([(one[name] - other[name]).abs().max() for name in one])  # NaN, if there is one
 
 
 if __name__ == "__main__":
