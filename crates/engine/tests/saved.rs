@@ -437,7 +437,7 @@ fn save(store: &mut Store, lines: &mut [Line], current: usize, note: bool, map: 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, rng_seed: RngSeed::Fixed(21), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 8, failure_persistence: None, rng_seed: RngSeed::Fixed(21), ..ProptestConfig::default() })]
 
     #[test]
     fn any_life_is_saved_once_and_well(events in events(), which in 0..MODELS.len()) {
